@@ -1,0 +1,422 @@
+"""
+The challenge: what a waiting ``sudo`` is to the server, and the moves it can make.
+
+Every move takes the present value and the time and returns a :class:`Step`: the new value and all that must be
+committed together with it. An illegal move raises and changes nothing. (spec/storage section 5)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from enum import Enum
+
+from identree.core import events
+from identree.core.errors import AlreadyResolved, DuplicateApproval, Superseded
+
+# How a host without a name is shown; the stored name is empty.
+UNKNOWN_HOST = "(unknown)"
+
+# A decided challenge stays readable this long past its expiry, so that a last-second decision still reaches its host.
+READABLE_AFTER_EXPIRY = timedelta(seconds=60)
+
+# Decided rows are deleted this long after their expiry.
+RETENTION = timedelta(hours=1)
+
+
+class Status(Enum):
+    PENDING = "pending"
+    APPROVED = "approved"
+    DENIED = "denied"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """One of possibly several required approvals."""
+
+    approver: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostContext:
+    """
+    What the host said about the command; optional, unverified, shown to approvers as told by the host.
+    Every field is bounded and free of control characters (``names.host_context``).
+    """
+
+    command: str = ""
+    cwd: str = ""
+    tty: str = ""
+    remote_host: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """
+    :ivar id: 32 lower-case hex digits; the secret handle used by the host, never shown whole to people.
+    :ivar user_code: ``ABCDEF-123456``; printed in the terminal and shown to the approver.
+    :ivar hostname: normalised, or empty.
+    :ivar created_at, expires_at: aware UTC, whole seconds.
+    :ivar rotate_before, revoke_before: RFC 3339 snapshots, empty when none; hashed into status tokens, so the exact
+        text is kept.
+    :ivar required_approvals: at least 1.
+    :ivar remote_addr: the address that the host asked from.
+    :ivar actor: who denied it; ``approved_by`` says who approved.
+    """
+
+    id: str
+    user_code: str
+    username: str
+    hostname: str
+    reason: str
+    created_at: datetime
+    expires_at: datetime
+    status: Status = Status.PENDING
+    approved_by: str = ""
+    approved_at: datetime | None = None
+    denied_by: str = ""
+    deny_reason: str = ""
+    rotate_before: str = ""
+    revoke_before: str = ""
+    policy_name: str = ""
+    required_approvals: int = 1
+    require_admin: bool = False
+    bypass_allowed: bool = False
+    overridden: bool = False
+    one_tap_used: bool = False
+    approvals: tuple[Approval, ...] = ()
+    context: HostContext = field(default_factory=HostContext)
+    remote_addr: str = ""
+
+    @property
+    def shown_host(self) -> str:
+        return self.hostname or UNKNOWN_HOST
+
+    @property
+    def approvers(self) -> tuple[str, ...]:
+        return tuple(approval.approver for approval in self.approvals)
+
+    def live(self, now: datetime) -> bool:
+        """Whether it can still be decided; an instant of exactly ``expires_at`` is too late."""
+        return self.status is Status.PENDING and self.expires_at > now.replace(microsecond=0)
+
+    def readable(self, now: datetime) -> bool:
+        """Whether its host may still read it: live, or decided and not long past its expiry."""
+        if self.status in (Status.PENDING, Status.EXPIRED):
+            return self.live(now)
+        return self.expires_at + READABLE_AFTER_EXPIRY > now.replace(microsecond=0)
+
+    def remaining_seconds(self, now: datetime) -> int:
+        """Whole seconds left, truncated, never negative."""
+        return max(0, int((self.expires_at - now).total_seconds()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraceSession:
+    """
+    A time-limited sudo approval for one (user, host).
+
+    :ivar hostname: normalised, or empty for challenges without a host.
+    :ivar mac: see ``tokens.grace_mac``; a row whose MAC is wrong does not exist.
+    """
+
+    username: str
+    hostname: str
+    expires_at: datetime
+    mac: str = ""
+
+    @property
+    def shown_host(self) -> str:
+        return self.hostname or UNKNOWN_HOST
+
+    def remaining_seconds(self, now: datetime) -> int:
+        return max(0, int((self.expires_at - now).total_seconds()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryEntry:
+    """
+    One line of the history that people see (spec/storage section 3, ``action_log``).
+
+    :ivar actor: who did it; stored empty when equal to ``username``.
+    """
+
+    at: datetime
+    username: str
+    action: str
+    hostname: str = ""
+    code: str = ""
+    actor: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """
+    A wake-up for dashboards, held requests and other replicas. It carries an id, never state (design section 3.4).
+
+    :ivar event: ``challenge_created``, ``challenge_updated``, ``challenge_resolved``, ``session_changed`` or
+        ``host_changed``.
+    :ivar username: whose dashboards (and all admins') it concerns.
+    :ivar challenge_id: set for the challenge events.
+    """
+
+    event: str
+    username: str
+    challenge_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """
+    A move: the challenge after it and everything that commits with it.
+
+    :ivar grace: a grace session to be written (replacing an older one, never shortening it).
+    """
+
+    challenge: Challenge
+    events: tuple[events.Event, ...] = ()
+    history: tuple[HistoryEntry, ...] = ()
+    live: tuple[Live, ...] = ()
+    grace: GraceSession | None = None
+
+    @property
+    def resolved(self) -> bool:
+        return self.challenge.status is not Status.PENDING
+
+
+# Makes the grace session that an approval leaves behind; None where the grace period is off.
+GraceMaker = Callable[[str, str, datetime], "GraceSession | None"]
+
+
+def _still_pending(challenge: Challenge, now: datetime) -> None:
+    if not challenge.live(now):
+        raise AlreadyResolved(challenge.id[:8])
+
+
+def superseded(challenge: Challenge, revoked_at: datetime | None, revoke_before: str) -> bool:
+    """
+    Whether the owner's sessions were revoked after the challenge was created.
+
+    Times have whole seconds, so a revocation in the second of creation counts too, unless the challenge's own snapshot
+    already shows that very revocation. (spec/storage section 5)
+
+    :param revoked_at: the owner's revocation time now.
+    :param revoke_before: the same instant as it would stand in the snapshot.
+    """
+    if revoked_at is None or revoked_at < challenge.created_at:
+        return False
+    return challenge.revoke_before != revoke_before
+
+
+def opened(challenge: Challenge) -> Step:
+    """A challenge that waits for people."""
+    return Step(
+        challenge=challenge,
+        events=(
+            events.ChallengeCreated(
+                at=challenge.created_at,
+                username=challenge.username,
+                hostname=challenge.hostname,
+                code=challenge.user_code,
+                reason=challenge.reason,
+                remote_addr=challenge.remote_addr,
+            ),
+        ),
+        live=(Live(event="challenge_created", username=challenge.username, challenge_id=challenge.id),),
+    )
+
+
+def auto_approved(challenge: Challenge, now: datetime) -> Step:
+    """A challenge that a valid grace session of its owner on its host approves at once; the session is not extended."""
+    after = replace(challenge, status=Status.APPROVED, approved_by=challenge.username, approved_at=now)
+    return Step(
+        challenge=after,
+        events=(
+            events.AutoApproved(
+                at=now,
+                username=after.username,
+                hostname=after.shown_host,
+                code=after.user_code,
+                actor=after.username,
+                reason=after.reason,
+                remote_addr=after.remote_addr,
+            ),
+        ),
+        history=(
+            HistoryEntry(
+                at=now,
+                username=after.username,
+                action="auto_approved",
+                hostname=after.shown_host,
+                code=after.user_code,
+                reason=after.reason,
+            ),
+        ),
+    )
+
+
+def approve(
+    challenge: Challenge,
+    by: str,
+    now: datetime,
+    *,
+    reason: str = "",
+    remote_addr: str = "",
+    grace: GraceMaker | None = None,
+    superseded: bool = False,
+) -> Step:
+    """
+    Count one approval; the one that completes the quorum resolves the challenge.
+
+    :param by: directory name of the approver, already authorised.
+    :param now: aware UTC; an approval at exactly ``expires_at`` is too late.
+    :param reason: the approver's reason; the request's own stands in for an empty one.
+    :param superseded: the owner's sessions were revoked after creation.
+    :raise AlreadyResolved: no longer pending.
+    :raise DuplicateApproval: ``by`` is already counted.
+    :raise Superseded: see above.
+    """
+    _still_pending(challenge, now)
+    if superseded:
+        raise Superseded(challenge.id[:8])
+    if by in challenge.approvers:
+        raise DuplicateApproval(by)
+    said = reason or challenge.reason
+    after = replace(challenge, approvals=(*challenge.approvals, Approval(approver=by, at=now)))
+    if len(after.approvals) < after.required_approvals:
+        return Step(
+            challenge=after,
+            events=(
+                events.PartialApproval(
+                    at=now,
+                    username=after.username,
+                    hostname=after.shown_host,
+                    code=after.user_code,
+                    actor=by,
+                    reason=said,
+                    remote_addr=remote_addr,
+                ),
+            ),
+            live=(Live(event="challenge_updated", username=after.username, challenge_id=after.id),),
+        )
+    after = replace(after, status=Status.APPROVED, approved_by=by, approved_at=now)
+    return Step(
+        challenge=after,
+        events=(
+            events.ChallengeApproved(
+                at=now,
+                username=after.username,
+                hostname=after.shown_host,
+                code=after.user_code,
+                actor=by,
+                reason=said,
+                remote_addr=remote_addr,
+            ),
+        ),
+        history=(
+            HistoryEntry(
+                at=now,
+                username=after.username,
+                action="approved",
+                hostname=after.shown_host,
+                code=after.user_code,
+                actor=by,
+                reason=said,
+            ),
+        ),
+        live=(Live(event="challenge_resolved", username=after.username, challenge_id=after.id),),
+        grace=grace(after.username, after.hostname, now) if grace is not None else None,
+    )
+
+
+def deny(challenge: Challenge, by: str, now: datetime, *, reason: str = "", remote_addr: str = "") -> Step:
+    """
+    Refuse it, whatever approvals it has.
+
+    :raise AlreadyResolved: no longer pending.
+    """
+    _still_pending(challenge, now)
+    after = replace(challenge, status=Status.DENIED, denied_by=by, deny_reason=reason)
+    return Step(
+        challenge=after,
+        events=(
+            events.ChallengeRejected(
+                at=now,
+                username=after.username,
+                hostname=after.shown_host,
+                code=after.user_code,
+                actor=by,
+                reason=reason,
+                remote_addr=remote_addr,
+            ),
+        ),
+        history=(
+            HistoryEntry(
+                at=now,
+                username=after.username,
+                action="rejected",
+                hostname=after.shown_host,
+                code=after.user_code,
+                actor=by,
+                reason=reason or after.reason,
+            ),
+        ),
+        live=(Live(event="challenge_resolved", username=after.username, challenge_id=after.id),),
+    )
+
+
+def cancel(challenge: Challenge, now: datetime, *, remote_addr: str = "") -> Step:
+    """
+    The person at the terminal gave up.
+
+    :raise AlreadyResolved: no longer pending.
+    """
+    _still_pending(challenge, now)
+    after = replace(challenge, status=Status.CANCELLED)
+    return Step(
+        challenge=after,
+        events=(
+            events.ChallengeCancelled(
+                at=now,
+                username=after.username,
+                hostname=after.shown_host,
+                code=after.user_code,
+                actor=after.username,
+                remote_addr=remote_addr,
+            ),
+        ),
+        history=(
+            HistoryEntry(
+                at=now,
+                username=after.username,
+                action="cancelled",
+                hostname=after.shown_host,
+                code=after.user_code,
+                reason=after.reason,
+            ),
+        ),
+        live=(Live(event="challenge_resolved", username=after.username, challenge_id=after.id),),
+    )
+
+
+def expire(challenge: Challenge, now: datetime) -> Step:
+    """
+    Nobody decided in time. No history entry (spec/storage section 4).
+
+    :raise AlreadyResolved: decided, or not yet over.
+    """
+    if challenge.status is not Status.PENDING or challenge.live(now):
+        raise AlreadyResolved(challenge.id[:8])
+    after = replace(challenge, status=Status.EXPIRED)
+    return Step(
+        challenge=after,
+        events=(
+            events.ChallengeExpired(at=now, username=after.username, hostname=after.hostname, code=after.user_code),
+        ),
+        live=(Live(event="challenge_resolved", username=after.username, challenge_id=after.id),),
+    )

@@ -1,0 +1,122 @@
+"""
+What happened: one frozen dataclass per kind of event.
+
+An event is appended to the outbox in the transaction that makes it true (design section 3.2). The field names are those
+of the audit record (spec/audit-and-metrics section 1), the kinds those of its catalogue (section 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """
+    :ivar at: aware UTC, the time of emission; the record carries whole seconds.
+    :ivar username: the subject: whose challenge or session it is.
+    :ivar remote_addr: the client's address behind trusted proxies, without port; empty for the server's own acts.
+    """
+
+    kind: ClassVar[str] = ""
+
+    at: datetime
+    username: str
+    hostname: str = ""
+    code: str = ""
+    actor: str = ""
+    reason: str = ""
+    remote_addr: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChallengeCreated(Event):
+    kind: ClassVar[str] = "challenge_created"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoApproved(Event):
+    kind: ClassVar[str] = "auto_approved"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChallengeApproved(Event):
+    kind: ClassVar[str] = "challenge_approved"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartialApproval(Event):
+    """One of several required approvals; deployed versions did not record it."""
+
+    kind: ClassVar[str] = "challenge_partially_approved"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChallengeRejected(Event):
+    kind: ClassVar[str] = "challenge_rejected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChallengeCancelled(Event):
+    """The person at the terminal gave up; deployed agents never say so."""
+
+    kind: ClassVar[str] = "challenge_cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChallengeExpired(Event):
+    kind: ClassVar[str] = "challenge_expired"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRevoked(Event):
+    kind: ClassVar[str] = "session_revoked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionsRevokedBulk(Event):
+    kind: ClassVar[str] = "sessions_revoked_bulk"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionExtended(Event):
+    kind: ClassVar[str] = "session_extended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserLoggedIn(Event):
+    kind: ClassVar[str] = "user_logged_in"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserSignedOut(Event):
+    """Deployed versions did not record it."""
+
+    kind: ClassVar[str] = "user_signed_out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakGlassOverride(Event):
+    kind: ClassVar[str] = "break_glass_policy_override"
+
+
+KINDS: dict[str, type[Event]] = {
+    kind.kind: kind
+    for kind in (
+        ChallengeCreated,
+        AutoApproved,
+        ChallengeApproved,
+        PartialApproval,
+        ChallengeRejected,
+        ChallengeCancelled,
+        ChallengeExpired,
+        SessionRevoked,
+        SessionsRevokedBulk,
+        SessionExtended,
+        UserLoggedIn,
+        UserSignedOut,
+        BreakGlassOverride,
+    )
+}

@@ -1,0 +1,224 @@
+"""
+What the application may ask of persistent state.
+
+Every method is one transaction: it happens whole or not at all, and the events that it emits are committed with it.
+A method that emits events answers only when they have their place in the audit chain and the JSON log has them.
+
+All methods raise :class:`~identree.core.errors.StorageUnavailable` when the database cannot do it; nothing was done
+then. All instants are aware UTC; the database keeps whole seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from identree.core.challenge import Challenge, GraceSession, HistoryEntry, Live, Step
+from identree.core.events import Event
+
+# Called in one transaction with the challenge as it is and the owner's revocation time (None: never revoked).
+# Must be pure: it may run in another thread, and again when the database asks for a repetition.
+Change = Callable[[Challenge, "datetime | None"], Step]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """How many pending challenges there may be; at the cap, creation is refused."""
+
+    per_user: int = 10
+    total: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerState:
+    """
+    What creation must know about the owner and the host, read in the transaction that inserts.
+
+    :ivar revoked_at: the owner's revocation time.
+    :ivar host_rotated_at: the last rotation request for this host.
+    :ivar grace: the row for exactly (user, host), unverified; None when there is none.
+    """
+
+    revoked_at: datetime | None
+    host_rotated_at: datetime | None
+    grace: GraceSession | None
+
+
+# Decides, from the owner's state, what is inserted: a pending challenge or one approved in grace. Pure, as above.
+# Called with one of ``codes``; again with the next one when that code is taken.
+Opening = Callable[[str, OwnerState], Step]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """
+    A sign-in under way.
+
+    :ivar nonce: 32 hex digits; also the ``state`` and the browser cookie's value.
+    :ivar verifier: the PKCE code verifier.
+    :ivar return_to: local path that the person wanted.
+    """
+
+    nonce: str
+    verifier: str
+    client_ip: str
+    return_to: str
+    issued_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrowserSession:
+    """The first sight of a session cookie's nonce; gives the session an absolute end."""
+
+    nonce: str
+    username: str
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revocations:
+    """What makes signed cookies void: signed-out nonces and the times at which people lost the admin role."""
+
+    nonces: dict[str, datetime]
+    admins: dict[str, datetime]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """For the gauges."""
+
+    pending_challenges: int
+    grace_sessions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraceChange:
+    """
+    What happens to one grace session.
+
+    :ivar session: the row to write; None leaves it.
+    """
+
+    session: GraceSession | None
+    events: tuple[Event, ...] = ()
+    history: tuple[HistoryEntry, ...] = ()
+    live: tuple[Live, ...] = ()
+
+
+class Store(Protocol):
+    """The operations on persistent state. One contract suite runs on every implementation."""
+
+    # -- challenges -------------------------------------------------------------------------------------------------
+    async def create_challenge(
+        self, username: str, hostname: str, codes: Sequence[str], opening: Opening, caps: Caps, now: datetime
+    ) -> Step:
+        """
+        Insert what ``opening`` returns, serialised with everything else that concerns ``username``.
+
+        :raise TooManyPending: a cap is reached; nothing is inserted.
+        """
+
+    async def challenge(self, id: str) -> Challenge | None:
+        """The challenge whatever its status and age, or None. Readers decide visibility with ``Challenge.readable``."""
+
+    async def challenge_by_code(self, user_code: str) -> Challenge | None: ...
+
+    async def pending_challenges(self, username: str | None, now: datetime, limit: int = 500) -> list[Challenge]:
+        """Live pending ones, soonest expiry first; of everybody when ``username`` is None."""
+
+    async def decide(self, id: str, change: Change) -> Step:
+        """
+        Apply a move, serialised per owner; the row is updated only if it is still as it was read.
+
+        :raise NotFound: unknown id.
+        :raise Refused: whatever ``change`` raises; nothing is written then.
+        """
+
+    async def expire_challenges(
+        self, now: datetime, change: Callable[[Challenge], Step], limit: int = 500
+    ) -> list[Step]:
+        """Expire overdue pending challenges: each by exactly one caller, also with several replicas."""
+
+    async def delete_old(self, now: datetime) -> int:
+        """One bounded batch of retention work: decided challenges, logins, grace rows, revoked nonces, outbox rows
+        delivered to every sink, cluster messages. Returns the number of rows deleted."""
+
+    # -- grace sessions and revocation --------------------------------------------------------------------------------
+    async def grace(self, username: str, hostname: str) -> GraceSession | None:
+        """The row as stored, unverified; None when absent."""
+
+    async def grace_sessions(self, username: str | None, now: datetime, limit: int = 1000) -> list[GraceSession]:
+        """Unexpired rows, unverified, by user then host; of everybody when ``username`` is None."""
+
+    async def delete_grace(self, username: str, hostname: str, mac: str) -> None:
+        """Drop a row whose MAC did not verify, if it still has that MAC."""
+
+    async def change_grace(
+        self, username: str, hostname: str, change: Callable[[GraceSession | None], GraceChange]
+    ) -> GraceChange:
+        """Read, decide and write one grace session, serialised per owner."""
+
+    async def revoke_grace(
+        self,
+        username: str,
+        hostnames: Sequence[str] | None,
+        now: datetime,
+        describe: Callable[[Sequence[str]], GraceChange],
+    ) -> list[str]:
+        """
+        Delete grace sessions and set the owner's revocation time to ``now``, in one transaction.
+
+        :param hostnames: those; None means all of the user's. Missing rows are fine.
+        :param describe: given the host names acted upon (``hostnames``, or all that existed), returns what commits
+            with it.
+        :returns: the host names of the rows that existed.
+        """
+
+    async def revocation_time(self, username: str) -> datetime | None: ...
+
+    # -- signing in ---------------------------------------------------------------------------------------------------
+    async def start_login(self, login: Login) -> None: ...
+
+    async def take_login(self, nonce: str, now: datetime) -> Login | None:
+        """Remove and return it: of any number of callers at most one gets it. None: unknown, used or expired."""
+
+    async def record_login(self, session: BrowserSession, event: Event, now: datetime) -> None:
+        """A completed sign-in: the person's last login time, the browser session, the event."""
+
+    async def last_login(self, username: str) -> datetime | None: ...
+
+    async def browser_session(self, session: BrowserSession) -> BrowserSession:
+        """The stored session of this nonce; ``session`` is stored and returned when it is the first sight of it."""
+
+    async def sign_out(
+        self, username: str, nonce: str, now: datetime, describe: Callable[[Sequence[str]], GraceChange]
+    ) -> list[str]:
+        """
+        Revoke the nonce and all grace sessions of the user, in one transaction; the revocation time is set only if
+        there was a session. Returns the host names that had one.
+        """
+
+    async def revocations(self) -> Revocations:
+        """All that is in force, for the caches of the session check."""
+
+    # -- history ------------------------------------------------------------------------------------------------------
+    async def history(self, username: str | None, limit: int = 50) -> list[HistoryEntry]:
+        """Newest first; of everybody when ``username`` is None."""
+
+    async def append_history(self, entries: Sequence[HistoryEntry]) -> None: ...
+
+    # -- operations ---------------------------------------------------------------------------------------------------
+    async def counts(self, now: datetime) -> Counts: ...
+
+    async def ping(self) -> None:
+        """Whether the database answers and can be written to."""
+
+    def subscribe(self, listener: Callable[[Live], None]) -> Callable[[], None]:
+        """
+        Be told, on the reactor, of every committed :class:`Live`, of this process and of other replicas, once.
+        After a lost connection to the other replicas an event ``resync`` with an empty username says: read again.
+        Returns the function that ends it.
+        """
