@@ -257,6 +257,7 @@ def auto_approved(challenge: Challenge, now: datetime) -> Step:
                 reason=after.reason,
             ),
         ),
+        live=(Live(event="challenge_resolved", username=after.username, challenge_id=after.id),),
     )
 
 

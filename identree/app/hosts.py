@@ -1,0 +1,174 @@
+"""
+Which host is asking, and may it (spec/http-api section 5).
+
+The ways to prove it: the global shared secret, the host's own secret from the registry, or a client certificate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from identree.app.journal import Journal
+from identree.app.metrics import Metrics
+from identree.app.ports import Monotonic
+from identree.core.challenge import Challenge
+from identree.core.errors import CredentialMismatch, HostnameMismatch, NotListed, Throttled, Unauthorized
+from identree.core.hosts import HostRegistry
+from identree.core.limits import FailureThrottle
+from identree.core.tokens import same
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """
+    What a host presented.
+
+    :ivar secret: the value of ``X-Shared-Secret``, empty when absent.
+    :ivar certificate: the verified name in its client certificate, empty when there is none.
+    """
+
+    secret: bytes = b""
+    certificate: str = ""
+
+    def __repr__(self) -> str:
+        return f"Credential(secret={'***' if self.secret else 'none'}, certificate={self.certificate!r})"
+
+
+class Hosts:
+    """
+    :param shared_secret: the global one; empty when none is configured, which then never matches.
+    :param registry: the host registry as it is now.
+    :param throttle: failed authentications per address.
+    """
+
+    def __init__(
+        self,
+        *,
+        shared_secret: bytes,
+        registry: Callable[[], HostRegistry],
+        throttle: FailureThrottle,
+        monotonic: Monotonic,
+        journal: Journal,
+        metrics: Metrics,
+    ) -> None:
+        self._shared_secret = shared_secret
+        self._registry = registry
+        self._throttle = throttle
+        self._monotonic = monotonic
+        self._journal = journal
+        self._metrics = metrics
+
+    def is_global(self, credential: Credential) -> bool:
+        return bool(self._shared_secret) and bool(credential.secret) and same(credential.secret, self._shared_secret)
+
+    def known(self, credential: Credential) -> bool:
+        """The *API secret* of the contract: a certificate, the global secret, or any registered host's secret."""
+        if credential.certificate or self.is_global(credential):
+            return True
+        registry = self._registry()
+        return registry.enabled and bool(credential.secret) and registry.any_host(credential.secret) is not None
+
+    def admit(self, credential: Credential, address: str) -> None:
+        """
+        Hold off an address that failed too often. A right credential is always admitted: one misconfigured host
+        behind a NAT must not lock out its neighbours.
+
+        :raise Throttled: with the seconds to wait.
+        """
+        now = self._monotonic()
+        if not self._throttle.allowed(address, now) and not self.known(credential):
+            raise Throttled(self._throttle.retry_after(address, now))
+
+    def authenticate(self, credential: Credential, address: str, where: str) -> None:
+        """
+        :param where: method and path without the id, for the log.
+        :raise Unauthorized: none of the ways; counted against the address.
+        """
+        if not self.known(credential):
+            self._journal.warn("AUTH_FAILURE invalid shared secret", path=where, remote_addr=address)
+            raise self._failed(address)
+
+    def authenticate_challenge(self, credential: Credential, hostname: str, username: str, address: str) -> str:
+        """
+        Whether this caller may create a challenge for ``username`` on ``hostname``.
+
+        :returns: the host name that the challenge gets: the certificate's where there is one.
+        :raise Unauthorized: bad credential, counted against the address.
+        :raise NotListed: right credential, but the registry does not list the user for the host; not counted, or ten
+            attempts of one person would lock out the host.
+        """
+        registry = self._registry()
+        if credential.certificate:
+            hostname = credential.certificate
+        elif self.is_global(credential):
+            if registry.enabled and not hostname:
+                self._journal.warn(
+                    "AUTH_FAILURE",
+                    reason="hostname required when host registry is enabled",
+                    remote_addr=address,
+                    host=hostname,
+                    user=username,
+                )
+                raise NotListed("hostname required")
+        elif not (registry.enabled and credential.secret and registry.matches(hostname, credential.secret)):
+            self._journal.warn("AUTH_FAILURE", reason="unauthorized", remote_addr=address, host=hostname, user=username)
+            raise self._failed(address)
+        if registry.enabled and not registry.lists(hostname, username):
+            self._journal.warn(
+                "AUTH_FAILURE",
+                reason="user not authorized on this host",
+                remote_addr=address,
+                host=hostname,
+                user=username,
+            )
+            raise NotListed(f"{username} is not listed for {hostname}")
+        return hostname
+
+    def owns(self, credential: Credential, challenge: Challenge, hostname: str, address: str) -> None:
+        """
+        Whether the challenge is the caller's to read and cancel.
+
+        :param hostname: normalised, as the caller sent it.
+        :raise HostnameMismatch: it is another host's, even with the right secret.
+        :raise CredentialMismatch: the secret is another host's.
+        """
+        if (credential.certificate or hostname) != challenge.hostname:
+            self._journal.warn(
+                "AUTH_FAILURE poll hostname mismatch",
+                challenge_host=challenge.hostname,
+                req_host=hostname,
+                remote_addr=address,
+            )
+            raise HostnameMismatch("hostname mismatch")
+        if not self._speaks_for(credential, challenge.hostname):
+            self._journal.warn("AUTH_FAILURE poll credential mismatch", host=challenge.hostname, remote_addr=address)
+            raise CredentialMismatch("credential does not match challenge hostname")
+
+    def speaks_for(self, credential: Credential, hostname: str, address: str) -> None:
+        """:raise HostnameMismatch: the credential is not ``hostname``'s nor the global one."""
+        if not self._speaks_for(credential, hostname):
+            self._journal.warn("AUTH_FAILURE grace-status hostname mismatch", host=hostname, remote_addr=address)
+            raise HostnameMismatch("hostname mismatch")
+
+    def group(self, hostname: str) -> str:
+        """The host's group in the registry, or empty."""
+        return self._registry().group(hostname)
+
+    def signing_secret(self, credential: Credential) -> bytes:
+        """
+        The key of status tokens: an agent sends its secret exactly when it will verify, and verifies with that value.
+        With a certificate only, the global secret if there is one. (spec/http-api section 4.5)
+        """
+        return credential.secret or self._shared_secret
+
+    def _speaks_for(self, credential: Credential, hostname: str) -> bool:
+        if credential.certificate:
+            return credential.certificate == hostname
+        registry = self._registry()
+        return self.is_global(credential) or not registry.enabled or registry.matches(hostname, credential.secret)
+
+    def _failed(self, address: str) -> Unauthorized:
+        self._throttle.record(address, self._monotonic())
+        self._metrics.auth_failures.inc()
+        return Unauthorized()
