@@ -23,6 +23,12 @@ class Invalid(Refused):
 
     key = "invalid_form"
 
+    def __init__(self, detail: str = "", *, key: str = "") -> None:
+        super().__init__(detail or key)
+        self.detail = detail
+        if key:
+            self.key = key
+
 
 class Unauthorized(Refused):
     """The credential is missing or wrong. Counts against the caller's address."""

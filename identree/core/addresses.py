@@ -1,0 +1,83 @@
+"""
+Who is really asking: the client's address behind trusted proxies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+Network = IPv4Network | IPv6Network
+
+# Proxies in a row that are believed; the rest of the header is not looked at.
+MAX_HOPS = 32
+# Longest entry of the header that can be an address with a port, in characters.
+_ENTRY_LENGTH = 64
+
+_WITH_PORT = re.compile(r"\[([0-9a-fA-F:.]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}")
+
+
+def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
+    """
+    Networks such as ``10.0.0.0/8`` or ``::1/128``, or single addresses.
+
+    :raise ValueError: naming the one that is not; also for host bits that are set, which hide a typing mistake.
+    """
+    networks: list[Network] = []
+    for text in texts:
+        try:
+            networks.append(ip_network(text.strip()))
+        except ValueError as e:
+            raise ValueError(f"{text.strip()!r} is not a network such as 10.0.0.0/8 or 2001:db8::/32: {e}") from e
+    return tuple(networks)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    text = text.strip(" \t")
+    if len(text) > _ENTRY_LENGTH or "%" in text:
+        return None
+    with_port = _WITH_PORT.fullmatch(text)
+    if with_port:
+        text = with_port[1] or with_port[2]
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def client_address(peer: str, forwarded_for: str | None, trusted: Sequence[Network]) -> str:
+    """
+    The address of the client, without port, an IPv4-mapped prefix removed.
+
+    ``X-Forwarded-For`` is read from the right, as long as who wrote it is trusted: the first entry that is not a
+    trusted proxy is the client. An entry that is no address ends the walk at the last good one, so does the end of the
+    header, and so do 32 entries.
+
+    :param peer: the address of the socket's other end; returned as it is when it is no address.
+    :param forwarded_for: the header, several ones joined with commas; None or empty: absent.
+    """
+    current = _address(peer)
+    if current is None:
+        return peer
+    if forwarded_for:
+        entries = forwarded_for.rsplit(",", MAX_HOPS)[-MAX_HOPS:]
+        for entry in reversed(entries):
+            if not any(current in network for network in trusted):
+                break
+            further = _address(entry)
+            if further is None:
+                break
+            current = further
+    return str(current)
+
+
+def throttle_key(address: str) -> str:
+    """What a limit counts by: the address, of IPv6 the /64 network, which is what one customer gets."""
+    parsed = _address(address)
+    if isinstance(parsed, IPv6Address):
+        return str(IPv6Network((int(parsed) >> 64 << 64, 64)))
+    return address if parsed is None else str(parsed)

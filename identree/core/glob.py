@@ -1,0 +1,121 @@
+"""
+The pattern language of policies, routes and preferences (spec/notifications-and-policy section 2).
+
+``*`` is any run of characters but ``/``, ``?`` one of them, ``[a-z]`` and ``[^a-z]`` sets, a backslash takes away the
+next character's meaning. Whole string, by case. Not :mod:`fnmatch`, which means other things by the same signs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+# Longest pattern, in characters; with host names of 253 a match costs at most that many times this.
+MAX_LENGTH = 512
+
+_One = Callable[[str], bool]
+
+
+class Glob:
+    """
+    A compiled pattern.
+
+    :raise ValueError: the pattern is malformed, wherever in it, or too long.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        if len(pattern) > MAX_LENGTH:
+            raise ValueError(f"a pattern has at most {MAX_LENGTH} characters")
+        self.pattern = pattern
+        # None stands for a star
+        self._steps = _compile(pattern)
+
+    def __repr__(self) -> str:
+        return f"Glob({self.pattern!r})"
+
+    def matches(self, text: str) -> bool:
+        """Whether the whole of ``text`` is of this form; time is linear in both lengths multiplied."""
+        steps = self._steps
+        positions = {0}
+        for character in text:
+            after: set[int] = set()
+            for position in _skip_stars(positions, steps):
+                if position == len(steps):
+                    continue
+                step = steps[position]
+                if step is None:
+                    if character != "/":
+                        after.add(position)
+                elif step(character):
+                    after.add(position + 1)
+            if not after:
+                return False
+            positions = after
+        return len(steps) in _skip_stars(positions, steps)
+
+
+def _skip_stars(positions: set[int], steps: list[_One | None]) -> set[int]:
+    """The positions together with those reached when stars match nothing."""
+    reached = set(positions)
+    for position in positions:
+        while position < len(steps) and steps[position] is None:
+            position += 1
+            reached.add(position)
+    return reached
+
+
+def _not_slash(character: str) -> bool:
+    return character != "/"
+
+
+def _compile(pattern: str) -> list[_One | None]:
+    steps: list[_One | None] = []
+    position = 0
+    while position < len(pattern):
+        character = pattern[position]
+        if character == "*":
+            if not steps or steps[-1] is not None:
+                steps.append(None)
+            position += 1
+        elif character == "?":
+            steps.append(_not_slash)
+            position += 1
+        elif character == "[":
+            one, position = _set(pattern, position + 1)
+            steps.append(one)
+        else:
+            literal, position = _literal(pattern, position)
+            steps.append(literal.__eq__)
+    return steps
+
+
+def _literal(pattern: str, position: int) -> tuple[str, int]:
+    """The character at ``position``, or the one that a backslash there protects; and what comes after."""
+    if pattern[position] == "\\":
+        position += 1
+        if position == len(pattern):
+            raise ValueError("a backslash at the end protects nothing")
+    return pattern[position], position + 1
+
+
+def _set(pattern: str, position: int) -> tuple[_One, int]:
+    """The set that begins at ``position``, behind the bracket; and what comes after it."""
+
+    def item(position: int) -> tuple[str, int]:
+        if position >= len(pattern):
+            raise ValueError("a set needs a closing bracket")
+        if pattern[position] in "-]":
+            raise ValueError("in a set, '-' and ']' need a backslash")
+        return _literal(pattern, position)
+
+    negated = pattern[position : position + 1] == "^"
+    position += negated
+    ranges: list[tuple[str, str]] = []
+    while True:
+        if pattern[position : position + 1] == "]" and ranges:
+            break
+        low, position = item(position)
+        high = low
+        if pattern[position : position + 1] == "-":
+            high, position = item(position + 1)
+        ranges.append((low, high))
+    return (lambda character: any(low <= character <= high for low, high in ranges) != negated), position + 1
