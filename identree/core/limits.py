@@ -96,7 +96,9 @@ class FailureThrottle:
     def retry_after(self, address: str, now: float) -> int:
         """Whole seconds for which the address is still blocked, rounded up; 0: not blocked."""
         offender = self._offenders.get(address)
-        return 0 if offender is None else max(0, math.ceil(offender.blocked_until - now))
+        if offender is None or offender.blocked_until <= now:
+            return 0
+        return math.ceil(offender.blocked_until - now)
 
     def failed(self, address: str, now: float) -> None:
         """A credential from this address was wrong."""
