@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
 from identree.app.ports import Monotonic
+from identree.core.addresses import throttle_key
 from identree.core.challenge import Challenge
 from identree.core.errors import CredentialMismatch, HostnameMismatch, NotListed, Throttled, Unauthorized
 from identree.core.hosts import HostRegistry
@@ -76,9 +77,9 @@ class Hosts:
 
         :raise Throttled: with the seconds to wait.
         """
-        now = self._monotonic()
-        if not self._throttle.allowed(address, now) and not self.known(credential):
-            raise Throttled(self._throttle.retry_after(address, now))
+        blocked_seconds = self._throttle.retry_after(throttle_key(address), self._monotonic())
+        if blocked_seconds > 0 and not self.known(credential):
+            raise Throttled(blocked_seconds)
 
     def authenticate(self, credential: Credential, address: str, where: str) -> None:
         """
@@ -169,6 +170,6 @@ class Hosts:
         return self.is_global(credential) or not registry.enabled or registry.matches(hostname, credential.secret)
 
     def _failed(self, address: str) -> Unauthorized:
-        self._throttle.record(address, self._monotonic())
+        self._throttle.failed(throttle_key(address), self._monotonic())
         self._metrics.auth_failures.inc()
         return Unauthorized()

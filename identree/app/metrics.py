@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from identree.core import events
 from identree.core.challenge import Challenge, Step
 
-disable_created_metrics()  # type: ignore[no-untyped-call]
+disable_created_metrics()
 
 CHALLENGE_BUCKETS = (5, 10, 15, 30, 45, 60, 90, 120)
 EXCHANGE_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 15)

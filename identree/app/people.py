@@ -8,6 +8,7 @@ a nonce is recorded, so that a session has an absolute end.
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64encode
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from identree.app.metrics import Metrics
 from identree.app.ports import Identity, IdentityProvider, Monotonic, Now
 from identree.app.rules import Rules
 from identree.core import events, names, tokens
+from identree.core.addresses import throttle_key
 from identree.core.challenge import HistoryEntry, Live
 from identree.core.errors import Invalid, LoginFailed, SessionExpired, Throttled
 from identree.core.limits import SlidingWindow
@@ -115,7 +117,7 @@ class People:
         :raise Throttled: too many from this address.
         :raise ProviderUnavailable: the identity provider is not known yet.
         """
-        self._limit(self._login_limit, address)
+        self._limit(self._login_limit, throttle_key(address))
         now = self._now().replace(microsecond=0)
         nonce, verifier = self._token(16), self._pkce()
         try:
@@ -123,7 +125,7 @@ class People:
         except Invalid:
             wanted = "/"
         url = await self._provider.authorization_url(
-            state=f"sessions:{nonce}", nonce=nonce, code_challenge=tokens.pkce_challenge(verifier)
+            state=f"sessions:{nonce}", nonce=nonce, code_challenge=_s256(verifier)
         )
         await self._store.start_login(
             Login(
@@ -150,7 +152,7 @@ class People:
         prefix, _, nonce = state.partition(":")
         if prefix != "sessions":
             raise LoginFailed("login_state_invalid", 400)
-        self._limit(self._callback_limit, address)
+        self._limit(self._callback_limit, throttle_key(address))
         if len(nonce) != 32 or not set(nonce) <= set("0123456789abcdef"):
             raise LoginFailed("login_state_invalid", 400)
         if not any(tokens.same(digest, _digest(nonce)) for digest in browser.split(".")[:LOGINS_PER_BROWSER]):
@@ -312,3 +314,8 @@ class People:
 def _digest(nonce: str) -> str:
     """What the browser keeps of a sign-in: enough to recognise it, not enough to make its ``state``."""
     return sha256(b"identree-login:" + nonce.encode()).hexdigest()
+
+
+def _s256(verifier: str) -> str:
+    """The PKCE code challenge (RFC 7636 section 4.2)."""
+    return urlsafe_b64encode(sha256(verifier.encode("ascii")).digest()).rstrip(b"=").decode("ascii")

@@ -1,0 +1,136 @@
+"""
+The command line of the server: ``identree serve``, ``check-config``, ``audit verify``, ``demo``, and the commands of a
+host, which the agent has.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from identree import __version__
+
+USAGE = """\
+usage: identree COMMAND
+
+  serve                  run the server (the same as: twistd -n identree)
+  check-config           show every setting with its source, and all mistakes at once
+  audit verify FILE...   check the hash chain of audit logs; names the first bad record
+  healthcheck [URL]      ask a running server whether it is well (for container health checks)
+  demo                   run a server with a built-in identity provider, on loopback, to look around
+  setup, ...             commands of a managed host; identree setup --help
+  --version              print the version
+
+Settings are read from the environment, /etc/identree/identree.conf and /etc/identree/identree.toml;
+docs/configuration.md lists them.
+"""
+
+# The agent knows these; on a host they are run from identree.pyz.
+HOST_COMMANDS = (
+    "setup",
+    "rotate-breakglass",
+    "verify-breakglass",
+    "renew-cert",
+    "heartbeat",
+)
+
+
+HEALTHCHECK_SECONDS = 4.0
+HEALTHCHECK_BYTES = 4096
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command, rest = (words[0], words[1:]) if words else ("--help", [])
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "serve": _serve,
+        "check-config": _check_config,
+        "audit": _audit,
+        "healthcheck": _healthcheck,
+        "demo": _demo,
+    }
+    if command in ("--version", "-v", "version"):
+        print(__version__)
+        return 0
+    if command in ("--help", "-h", "help"):
+        print(USAGE, end="")
+        return 0
+    if command in HOST_COMMANDS:
+        from identree.agent.__main__ import main as agent
+
+        return agent(words)
+    if command not in commands:
+        print(f"identree: unknown command {command!r}. Try: identree --help", file=sys.stderr)
+        return 1
+    return commands[command](rest)
+
+
+def _serve(arguments: list[str]) -> int:
+    from twisted.scripts.twistd import run
+
+    # twistd reads the process's own argument list
+    sys.argv = ["twistd", "--nodaemon", "--pidfile=", "identree", *arguments]
+    run()
+    return 0
+
+
+def _check_config(arguments: list[str]) -> int:
+    from identree.settings.load import SettingsError, load
+    from identree.settings.show import show
+
+    if arguments:
+        print("usage: identree check-config", file=sys.stderr)
+        return 2
+    try:
+        settings = load(os.environ)
+    except SettingsError as mistakes:
+        print(mistakes, file=sys.stderr)
+        return 1
+    print(show(settings))
+    return 0
+
+
+def _audit(arguments: list[str]) -> int:
+    from identree.sinks.verify import verify
+
+    if len(arguments) < 2 or arguments[0] != "verify":
+        print("usage: identree audit verify FILE...", file=sys.stderr)
+        return 2
+    return verify(arguments[1:], sys.stdout)
+
+
+def _healthcheck(arguments: list[str]) -> int:
+    from http.client import HTTPConnection, HTTPException
+    from urllib.parse import urlsplit
+
+    address = os.environ.get("IDENTREE_LISTEN_ADDR") or ":8090"
+    url = urlsplit(arguments[0] if arguments else f"http://127.0.0.1:{address.rpartition(':')[2]}")
+    connection = HTTPConnection(url.hostname or "127.0.0.1", url.port or 80, timeout=HEALTHCHECK_SECONDS)
+    try:
+        connection.request("GET", "/healthz")
+        response = connection.getresponse()
+        print(response.read(HEALTHCHECK_BYTES).decode("utf-8", "replace"))
+        return 0 if response.status == 200 else 1
+    except (OSError, HTTPException) as problem:
+        print(f"identree: {url.netloc} does not answer: {problem}", file=sys.stderr)
+        return 1
+    finally:
+        connection.close()
+
+
+def _demo(arguments: list[str]) -> int:
+    from identree.demo.run import parse_arguments
+    from identree.service import run_demo
+
+    try:
+        options = parse_arguments(arguments)
+    except ValueError as mistake:
+        print(f"identree demo: {mistake}", file=sys.stderr)
+        return 2
+    return run_demo(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

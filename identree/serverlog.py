@@ -1,0 +1,100 @@
+"""
+The server's log: one line per event on standard error, as ``key=value`` or as JSON
+(spec/audit-and-metrics section 14). Standard output is left to the audit log.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import IO
+
+from twisted.logger import (
+    FilteringLogObserver,
+    ILogObserver,
+    LogEvent,
+    LogLevel,
+    LogLevelFilterPredicate,
+    formatEvent,
+)
+from zope.interface import implementer
+
+_LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARN", "error": "ERROR", "critical": "ERROR"}
+_THRESHOLDS = {"debug": "debug", "info": "info", "warn": "warn", "warning": "warn", "error": "error"}
+_PLAIN = re.compile(r"[!#-<>-~]+", re.ASCII)
+# A single line never grows beyond this; what is longer was not meant for a log.
+LONGEST_VALUE_CHARACTERS = 8192
+
+
+def level_named(text: str) -> str | None:
+    """The log level of ``IDENTREE_LOG_LEVEL``, or None when there is no such level."""
+    return _THRESHOLDS.get(text.lower())
+
+
+@implementer(ILogObserver)
+class LineObserver:
+    """
+    Writes events as lines.
+
+    :param as_json: one JSON object per line instead of ``key=value``.
+    """
+
+    def __init__(self, out: IO[str], *, as_json: bool = False) -> None:
+        self._out = out
+        self._encode: Callable[[dict[str, str]], str] = _json_line if as_json else _logfmt_line
+
+    def __call__(self, event: LogEvent) -> None:
+        try:
+            self._out.write(self._encode(_fields(event)) + "\n")
+            self._out.flush()
+        except (OSError, ValueError):
+            # there is nowhere left to say it
+            return
+
+
+def observer(level: str, *, as_json: bool, out: IO[str] | None = None) -> ILogObserver:
+    """An observer for everything of ``level`` and above."""
+    threshold = LogLevelFilterPredicate(LogLevel.levelWithName(_THRESHOLDS.get(level.lower(), "info")))
+    # what Twisted itself says about each connection is of no use to an operator
+    for noisy in ("twisted.web.http", "twisted.web.server", "twisted.internet.protocol", "txpostgres"):
+        threshold.setLogLevelForNamespace(noisy, LogLevel.warn)
+    return FilteringLogObserver(LineObserver(out or sys.stderr, as_json=as_json), [threshold])
+
+
+def _fields(event: LogEvent) -> dict[str, str]:
+    at = datetime.fromtimestamp(event.get("log_time", 0.0), UTC).astimezone()
+    level = getattr(event.get("log_level"), "name", "info")
+    fields = {
+        "time": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "level": _LEVELS.get(level, "INFO"),
+        "msg": formatEvent(event),
+    }
+    for name, value in event.get("attributes", {}).items():
+        fields[name] = _text(value)
+    failure = event.get("log_failure")
+    if failure is not None:
+        fields["err"] = f"{failure.type.__name__}: {failure.getErrorMessage()}"
+        fields["stack"] = failure.getTraceback()
+    return {name: value[:LONGEST_VALUE_CHARACTERS] for name, value in fields.items()}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + " ".join(map(str, value)) + "]"
+    return str(value)
+
+
+def _logfmt_line(fields: dict[str, str]) -> str:
+    return " ".join(f"{name}={_quoted(value)}" for name, value in fields.items())
+
+
+def _quoted(value: str) -> str:
+    """Quoted with backslash escapes where it would not read back as one word."""
+    return value if _PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=not value.isprintable())
+
+
+def _json_line(fields: dict[str, str]) -> str:
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
