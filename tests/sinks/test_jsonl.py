@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -41,7 +42,9 @@ class TargetTests(SynchronousTestCase):
 
 class Base(SynchronousTestCase):
     def setUp(self) -> None:
-        self.directory = Path(self.mktemp()).absolute()
+        temporary = TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        self.directory = Path(temporary.name) / "log"
         self.path = self.directory / "audit.log"
         self.rotation_failures: list[SinkError] = []
 
