@@ -1,0 +1,481 @@
+"""
+The outbox: committed events get their place in the chain, then go to the log and to the sinks (design section 3.2).
+
+The driver seals: in the same commit on SQLite, in a second small transaction on PostgreSQL. Sealed records are handed
+to the :class:`Publisher`, which writes them to the synchronous log, in order, in a thread of its own, and only then
+lets the operations answer. What the log could not take stays in the database and is written later, in order.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol, TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from identree.core import audit
+from identree.core.audit import Head, Sealed
+from identree.core.errors import StorageUnavailable
+from identree.core.events import Event
+from identree.storage.operations import Retention
+from identree.storage.script import Do, Driver, Script
+from identree.storage.times import seconds
+
+T = TypeVar("T")
+
+# The cursor of the synchronous log.
+LOG = "jsonlog"
+
+# Records read from the database, or handed to the log, at once.
+BATCH = 500
+
+# Waits between attempts to write what the log has refused, in seconds.
+RETRY_SECONDS = 1.0
+LONGEST_RETRY_SECONDS = 30.0
+
+
+class RecordLog(Protocol):
+    """The synchronous log. Both methods are called in one dedicated thread, never at the same time."""
+
+    def write(self, records: Sequence[Sealed]) -> None:
+        """
+        Append them, in this order; whole or, when it raises, so that a repetition of all of them does no harm.
+
+        :raise OSError: not written; with ``ENOSPC`` or ``EDQUOT``, new writes are refused until it works again.
+        """
+
+    def last_seq(self, instance: str) -> int | None:
+        """The number of the last record of this chain that the log holds; None when it cannot say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """
+    Whose chain a driver continues.
+
+    :ivar instance: its identity; empty stands for the one that is persisted in the database.
+    :ivar version: the build, for the record.
+    """
+
+    instance: str = ""
+    version: str = "dev"
+
+
+# -- scripts ----------------------------------------------------------------------------------------------------------
+HEAD = "SELECT next_seq, hash FROM chain_heads WHERE instance = :instance"
+SAVE_HEAD = (
+    "INSERT INTO chain_heads (instance, next_seq, hash) VALUES (:instance, :next_seq, :hash) "
+    "ON CONFLICT (instance) DO UPDATE SET next_seq = excluded.next_seq, hash = excluded.hash"
+)
+INSERT_SEALED = (
+    "INSERT INTO outbox (instance, seq, record, hash, created_at) VALUES (:instance, :seq, :record, :hash, :created_at)"
+)
+INSERT_UNSEALED = "INSERT INTO outbox (instance, fields, created_at) VALUES (:instance, :fields, :created_at)"
+SAVE_CURSOR = (
+    "INSERT INTO sink_cursors (instance, sink, seq) VALUES (:instance, :sink, :seq) "
+    "ON CONFLICT (instance, sink) DO UPDATE SET seq = excluded.seq WHERE sink_cursors.seq < excluded.seq"
+)
+_UNSEALED = (
+    "SELECT id, fields, created_at FROM outbox WHERE instance = :instance AND seq IS NULL ORDER BY id LIMIT :limit"
+)
+_SEAL = "UPDATE outbox SET seq = :seq, record = :record, hash = :hash, fields = '' WHERE id = :id AND seq IS NULL"
+_LOCK_HEAD = (
+    "INSERT INTO chain_heads (instance, next_seq, hash) VALUES (:instance, 0, '') "
+    "ON CONFLICT (instance) DO UPDATE SET instance = excluded.instance RETURNING next_seq, hash"
+)
+_AFTER = "SELECT seq, record, hash FROM outbox WHERE instance = :instance AND seq > :seq ORDER BY seq LIMIT :limit"
+_CURSOR = "SELECT seq FROM sink_cursors WHERE instance = :instance AND sink = :sink"
+_IDENTIFY = "INSERT INTO instance_identity (name, instance) VALUES ('default', :instance) ON CONFLICT (name) DO NOTHING"
+_IDENTITY = "SELECT instance FROM instance_identity WHERE name = 'default'"
+_CURSORS = "SELECT sink, seq FROM sink_cursors WHERE instance = :instance"
+_DELETE_DELIVERED = """
+DELETE FROM outbox WHERE id IN (
+    SELECT id FROM outbox WHERE instance = :instance AND seq <= :seq AND created_at < :before ORDER BY seq LIMIT :limit
+) RETURNING 1
+""".strip()
+_DELETE_AGED = """
+DELETE FROM outbox WHERE id IN (
+    SELECT id FROM outbox WHERE seq IS NOT NULL AND created_at < :before ORDER BY created_at LIMIT :limit
+    /*postgres FOR UPDATE SKIP LOCKED*/
+) RETURNING instance, seq
+""".strip()
+_DELETE_EXCESS = """
+DELETE FROM outbox WHERE id IN (
+    SELECT id FROM outbox WHERE instance = :instance AND seq < :seq ORDER BY seq LIMIT :limit
+) RETURNING instance, seq
+""".strip()
+
+
+def identify(candidate: str) -> Script[str]:
+    """The persisted identity; ``candidate`` becomes it when there is none."""
+    yield Do(_IDENTIFY, {"instance": candidate})
+    [(instance,)] = yield _IDENTITY, {}
+    return str(instance)
+
+
+def sealed_after(instance: str, seq: int, limit: int) -> Script[list[Sealed]]:
+    rows = yield _AFTER, {"instance": instance, "seq": seq, "limit": limit}
+    return [
+        Sealed(
+            instance=instance,
+            seq=number,
+            plain=record.encode(),
+            canonical=audit.canonical(record).encode(),
+            hash=digest,
+        )
+        for number, record, digest in rows
+    ]
+
+
+def cursor(instance: str, sink: str) -> Script[int]:
+    """The last acknowledged number; -1 when there is none."""
+    rows = yield _CURSOR, {"instance": instance, "sink": sink}
+    return int(rows[0][0]) if rows else -1
+
+
+def save_cursor(instance: str, sink: str, seq: int) -> Script[None]:
+    yield Do(SAVE_CURSOR, {"instance": instance, "sink": sink, "seq": seq})
+
+
+def unsealed_row(instance: str, event: Event) -> dict[str, object]:
+    return {"instance": instance, "fields": json.dumps(audit.fields(event)), "created_at": seconds(event.at)}
+
+
+def sealed_row(record: Sealed, created_at: int) -> dict[str, object]:
+    return {
+        "instance": record.instance,
+        "seq": record.seq,
+        "record": record.plain.decode(),
+        "hash": record.hash,
+        "created_at": created_at,
+    }
+
+
+def seal_pending(instance: str, version: str, limit: int = BATCH) -> Script[list[Sealed]]:
+    """
+    Give committed events their place in the chain, in the order of their ids. The head's row is the lock: two processes
+    that by mistake share an identity still write one chain.
+    """
+    [(next_seq, digest)] = yield _LOCK_HEAD, {"instance": instance}
+    rows = yield _UNSEALED, {"instance": instance, "limit": limit}
+    head = Head(next_seq, digest)
+    records: list[Sealed] = []
+    for id, fields, _ in rows:
+        head, record = audit.seal(head, json.loads(fields), version=version, instance=instance)
+        records.append(record)
+        yield Do(_SEAL, {"id": id, "seq": record.seq, "record": record.plain.decode(), "hash": record.hash})
+    if records:
+        yield Do(SAVE_HEAD, {"instance": instance, "next_seq": head.next_seq, "hash": head.hash})
+    return records
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """
+    What retention did to the outbox.
+
+    :ivar deleted: rows, delivered ones included.
+    :ivar lost: per sink of this chain, records that it will never get.
+    """
+
+    deleted: int
+    lost: dict[str, int]
+
+
+def delete_old(instance: str, sinks: Sequence[str], now: datetime, retention: Retention) -> Script[Cut]:
+    """
+    Delete what every one of ``sinks`` has and what the bounds by age and number cut off.
+
+    :param sinks: those that are configured; one without a cursor has nothing yet.
+    """
+    limit = retention.batch
+    stored: dict[str, int] = dict((yield _CURSORS, {"instance": instance}))
+    cursors = {sink: stored.get(sink, -1) for sink in sinks}
+    [(next_seq, _)] = (yield HEAD, {"instance": instance}) or [(0, "")]
+    delivered = min(cursors.values(), default=next_seq - 1)
+    before = seconds(now - retention.delivered_events)
+    rows = yield _DELETE_DELIVERED, {"instance": instance, "seq": delivered, "before": before, "limit": limit}
+    deleted = len(rows)
+    cut = yield _DELETE_AGED, {"before": seconds(now - retention.events), "limit": limit}
+    if next_seq > retention.most_events:
+        excess = {"instance": instance, "seq": next_seq - retention.most_events, "limit": limit}
+        cut = cut + (yield _DELETE_EXCESS, excess)
+    lost = {
+        sink: count
+        for sink, seq in cursors.items()
+        if (count := sum(1 for owner, number in cut if owner == instance and number > seq))
+    }
+    return Cut(deleted + len(cut), lost)
+
+
+# -- the publisher ----------------------------------------------------------------------------------------------------
+class Publisher:
+    """
+    Takes sealed records to the log before operations answer, and wakes the sinks.
+
+    :ivar position: the last record that the log has; -1 before the first.
+    :ivar refusal: set while the log's disk is full: what cannot be recorded is not granted.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        log: RecordLog | None = None,
+        *,
+        in_thread: Callable[[Callable[[], object]], Deferred[object]] | None = None,
+        on_log_failure: Callable[[Exception], None] = lambda e: None,
+        on_log_recovery: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        :param in_thread: runs a function in the log's own thread; None runs it at once.
+        :param on_log_failure: told of every failed attempt.
+        :param on_log_recovery: told when the log has caught up after a failure.
+        """
+        self._clock = clock
+        self._log = log
+        self._in_thread = in_thread or _at_once
+        self._on_log_failure = on_log_failure
+        self._on_log_recovery = on_log_recovery
+        self._driver: Driver | None = None
+        self.instance = ""
+        self.position = -1
+        self.saved_position = -1
+        self.refusal: StorageUnavailable | None = None
+        self._queue: deque[tuple[Sequence[Sealed], Callable[[], None]]] = deque()
+        self._writing = False
+        # the newest record known to be sealed; the log is behind while its position is smaller and nothing is queued
+        self._newest = -1
+        self._behind = False
+        self._retry: IDelayedCall | None = None
+        self._delay = RETRY_SECONDS
+        self._idle: list[Deferred[None]] = []
+        self._wakeners: list[Deferred[None]] = []
+        self._stopped = False
+
+    @property
+    def has_log(self) -> bool:
+        return self._log is not None
+
+    @property
+    def behind(self) -> bool:
+        """Whether the log waits for records that are only in the database."""
+        return self._behind
+
+    async def start(self, driver: Driver, instance: str) -> None:
+        """
+        Learn where the log stands and bring it up to date; a log that fails is tried again later.
+
+        :raise StorageUnavailable: the database cannot be read.
+        """
+        self._driver, self.instance = driver, instance
+        if self._log is None:
+            return
+        log = self._log
+        self.position = self.saved_position = await driver.read(lambda: cursor(instance, LOG))
+        try:
+            held = await self._in_thread(lambda: log.last_seq(instance))
+        except Exception as e:
+            self._on_log_failure(e)
+            held = None
+        if isinstance(held, int):
+            # The log itself knows best: the cursor is saved lazily. A log that is ahead of the chain belongs to a
+            # database that was put back; what it lacks cannot be told, so the cursor counts.
+            last = await driver.read(lambda: newest(instance))
+            if held <= last:
+                self.position = held
+        self._newest = await driver.read(lambda: newest(instance))
+        if self._newest > self.position:
+            self._behind = True
+            await self._catch_up()
+
+    def publish(self, records: Sequence[Sealed], answer: Callable[[], None]) -> None:
+        """
+        Hand over freshly sealed records, in order.
+
+        :param answer: called once, on the reactor, when the log has them or has failed.
+        """
+        if records:
+            self._newest = records[-1].seq
+            if self._wakeners:
+                wakeners, self._wakeners = self._wakeners, []
+                for waiter in wakeners:
+                    waiter.callback(None)
+        if self._log is None or self._behind or not records:
+            answer()
+            return
+        self._queue.append((records, answer))
+        if not self._writing:
+            self._write()
+
+    async def wait(self, seq: int) -> None:
+        """Returns when there is a record after ``seq``."""
+        while self._newest <= seq:
+            waiter: Deferred[None] = Deferred()
+            self._wakeners.append(waiter)
+            try:
+                await waiter
+            except CancelledError:
+                if waiter in self._wakeners:
+                    self._wakeners.remove(waiter)
+                raise
+
+    def known(self, seq: int) -> None:
+        """A record of this number exists."""
+        self._newest = max(self._newest, seq)
+
+    async def stop(self) -> None:
+        """Waits for the write under way; further records stay in the database."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        while self._writing:
+            idle: Deferred[None] = Deferred()
+            self._idle.append(idle)
+            await idle
+        self._stopped = True
+
+    def _write(self) -> None:
+        assert self._log is not None
+        log = self._log
+        taken = list(self._queue)
+        self._queue.clear()
+        records = [record for some, _ in taken for record in some]
+        self._writing = True
+
+        def written(_: object) -> None:
+            self.position = records[-1].seq
+            self._finished(taken)
+
+        def failed(failure: object) -> None:
+            self._behind = True
+            # those that came meanwhile would overtake the failed ones: they too wait in the database
+            later = list(self._queue)
+            self._queue.clear()
+            self._failed(getattr(failure, "value", None))
+            self._finished(taken + later)
+
+        self._in_thread(lambda: log.write(records)).addCallbacks(written, failed)
+
+    def _finished(self, taken: Sequence[tuple[Sequence[Sealed], Callable[[], None]]]) -> None:
+        self._writing = False
+        for _, answer in taken:
+            answer()
+        # an answer may have published more, which has then started the next write already
+        if self._queue and not self._writing:
+            self._write()
+        if not self._writing:
+            idle, self._idle = self._idle, []
+            for waiter in idle:
+                waiter.callback(None)
+
+    def _failed(self, error: object) -> None:
+        e = error if isinstance(error, Exception) else RuntimeError(str(error))
+        self._on_log_failure(e)
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+            self.refusal = StorageUnavailable("full", "the audit log's disk is full")
+        if self._retry is None and not self._stopped:
+            self._retry = self._clock.callLater(self._delay, self._try_again)
+            self._delay = min(self._delay * 2, LONGEST_RETRY_SECONDS)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        if self._writing:  # cannot be: nothing is queued while behind
+            return
+        Deferred.fromCoroutine(self._catch_up()).addErrback(lambda failure: self._failed(failure.value))
+
+    async def _catch_up(self) -> None:
+        """Write from the database what the log lacks, then let new records go to it directly."""
+        assert self._log is not None
+        assert self._driver is not None
+        log, driver, instance = self._log, self._driver, self.instance
+        self._writing = True
+        try:
+            while self.position < self._newest:
+                seq = self.position
+                records = await driver.read(lambda seq=seq: sealed_after(instance, seq, BATCH))  # type: ignore[misc]
+                if not records:  # cut off by retention
+                    self.position = self._newest
+                    break
+                await self._in_thread(lambda records=records: log.write(records))  # type: ignore[misc]
+                self.position = records[-1].seq
+        except Exception as e:
+            self._writing = False
+            self._failed(e)
+        else:
+            self._writing = False
+            self._behind = False
+            self.refusal = None
+            self._delay = RETRY_SECONDS
+            self._on_log_recovery()
+        self._finished(())
+
+
+def newest(instance: str) -> Script[int]:
+    """The number of the last sealed record; -1 when there is none."""
+    rows = yield HEAD, {"instance": instance}
+    return int(rows[0][0]) - 1 if rows else -1
+
+
+def _at_once(function: Callable[[], object]) -> Deferred[object]:
+    done: Deferred[object] = Deferred()
+    try:
+        result = function()
+    except Exception as e:
+        done.errback(e)
+    else:
+        done.callback(result)
+    return done
+
+
+class Outbox:
+    """
+    What network sinks follow: committed events of this process's chain, in order, at least once.
+
+    A sink is served from its durable cursor on; one that is new starts with the oldest record that is still kept.
+    """
+
+    def __init__(self, driver: Driver, publisher: Publisher) -> None:
+        self._driver = driver
+        self._publisher = publisher
+        # where each follower stands: the cursor is read once
+        self._cursors: dict[str, int] = {}
+
+    @property
+    def instance(self) -> str:
+        return self._publisher.instance
+
+    async def next(self, sink: str, limit: int = BATCH) -> list[Sealed]:
+        """
+        The records after the last acknowledged one, at most ``limit``; waits while there are none.
+
+        :raise StorageUnavailable: the database cannot be read; try again.
+        """
+        instance = self.instance
+        if sink not in self._cursors:
+            self._cursors[sink] = await self._driver.read(lambda: cursor(instance, sink))
+            last = await self._driver.read(lambda: newest(instance))
+            self._publisher.known(last)
+        while True:
+            seq = self._cursors[sink]
+            await self._publisher.wait(seq)
+            records = await self._driver.read(lambda seq=seq: sealed_after(instance, seq, limit))  # type: ignore[misc]
+            if records:
+                return records
+            # what was sealed after the cursor is gone: retention has cut it off
+            self._cursors[sink] = await self._driver.read(lambda: newest(instance))
+
+    async def acknowledge(self, sink: str, seq: int) -> None:
+        """
+        The sink has everything up to ``seq``; durable when this returns. Never goes back.
+
+        :raise StorageUnavailable: not saved; acknowledge again, or the records are repeated after a restart.
+        """
+        instance = self.instance
+        await self._driver.write(lambda: save_cursor(instance, sink, seq))
+        self._cursors[sink] = max(seq, self._cursors.get(sink, -1))

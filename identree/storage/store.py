@@ -1,0 +1,202 @@
+"""The store: every operation of :mod:`identree.storage.interface` as one script on a driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from twisted.internet.defer import Deferred
+
+from identree.core.challenge import Challenge, GraceSession, HistoryEntry, Live, Step
+from identree.core.events import Event
+from identree.storage import challenges, grace, history, logins, operations, outbox
+from identree.storage.bus import Bus
+from identree.storage.challenges import Headroom
+from identree.storage.interface import (
+    BrowserSession,
+    Caps,
+    Change,
+    Counts,
+    GraceChange,
+    Login,
+    Opening,
+    Revocations,
+)
+from identree.storage.operations import Retention
+from identree.storage.outbox import LOG, Outbox, Publisher
+from identree.storage.script import Driver, MakeScript, T
+
+# Never more rows than this in one answer, whatever is asked for.
+MOST_ROWS = 10_000
+
+
+class SqlStore:
+    """
+    Implements :class:`identree.storage.interface.Store`.
+
+    :ivar outbox: what network sinks follow.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        publisher: Publisher,
+        bus: Bus,
+        *,
+        sinks: Sequence[str] = (),
+        retention: Retention | None = None,
+        genuine: Callable[[GraceSession], bool] = lambda session: True,
+        on_lost: Callable[[str, int], None] = lambda sink, count: None,
+    ) -> None:
+        """
+        :param sinks: names of the configured network sinks; retention waits for them.
+        :param genuine: whether a grace session's MAC verifies; an approval replaces a forged one whatever its expiry.
+        :param on_lost: told of records that retention took before a sink had them.
+        """
+        self._driver = driver
+        self._publisher = publisher
+        self._bus = bus
+        self._sinks = (*((LOG,) if publisher.has_log else ()), *sinks)
+        self._retention = retention or Retention()
+        self._genuine = genuine
+        self._on_lost = on_lost
+        self._headroom = Headroom()
+        self.outbox = Outbox(driver, publisher)
+
+    async def start(self) -> None:
+        """
+        Open and migrate the database, and bring the log up to date.
+
+        :raise StorageUnavailable: it cannot be opened.
+        :raise SchemaTooNew: it was migrated by a newer program.
+        """
+        await self._driver.start()
+
+    async def stop(self) -> None:
+        """Finish what was accepted, then close."""
+        await self._driver.stop()
+
+    @property
+    def instance(self) -> str:
+        """The identity of the audit chain that this process writes."""
+        return self._publisher.instance
+
+    def _recording(self, make: MakeScript[T]) -> Deferred[T]:
+        """
+        Run a script that emits events.
+
+        :raise StorageUnavailable: also while the audit log's disk is full: what cannot be recorded is not done.
+        """
+        refusal = self._publisher.refusal
+        if refusal is not None:
+            raise type(refusal)(refusal.reason, "the audit log cannot be written")
+        return self._driver.write(make)
+
+    # -- challenges ---------------------------------------------------------------------------------------------------
+    async def create_challenge(
+        self, username: str, hostname: str, codes: Sequence[str], opening: Opening, caps: Caps, now: datetime
+    ) -> Step:
+        return await self._recording(
+            lambda: challenges.create(username, hostname, codes, opening, caps, now, self._headroom, self._genuine)
+        )
+
+    async def challenge(self, id: str) -> Challenge | None:
+        return await self._driver.read(lambda: challenges.by_id(id))
+
+    async def challenge_by_code(self, user_code: str) -> Challenge | None:
+        return await self._driver.read(lambda: challenges.by_code(user_code))
+
+    async def pending_challenges(self, username: str | None, now: datetime, limit: int = 500) -> list[Challenge]:
+        return await self._driver.read(lambda: challenges.pending(username, now, _bounded(limit)))
+
+    async def decide(self, id: str, change: Change) -> Step:
+        return await self._recording(lambda: challenges.decide(id, change, self._genuine))
+
+    async def expire_challenges(
+        self, now: datetime, change: Callable[[Challenge], Step], limit: int = 500
+    ) -> list[Step]:
+        return await self._recording(lambda: challenges.expire(now, change, _bounded(limit)))
+
+    async def delete_old(self, now: datetime) -> int:
+        deleted = await self._driver.write(lambda: operations.delete_old(now, self._retention))
+        instance = self._publisher.instance
+        cut = await self._driver.write(lambda: outbox.delete_old(instance, self._sinks, now, self._retention))
+        for sink, count in cut.lost.items():
+            self._on_lost(sink, count)
+        return deleted + cut.deleted
+
+    # -- grace sessions and revocation --------------------------------------------------------------------------------
+    async def grace(self, username: str, hostname: str) -> GraceSession | None:
+        return await self._driver.read(lambda: grace.get(username, hostname))
+
+    async def grace_sessions(self, username: str | None, now: datetime, limit: int = 1000) -> list[GraceSession]:
+        return await self._driver.read(lambda: grace.unexpired(username, now, _bounded(limit)))
+
+    async def delete_grace(self, username: str, hostname: str, mac: str) -> None:
+        await self._driver.write(lambda: grace.delete_forged(username, hostname, mac))
+
+    async def change_grace(
+        self, username: str, hostname: str, change: Callable[[GraceSession | None], GraceChange]
+    ) -> GraceChange:
+        return await self._recording(lambda: grace.change(username, hostname, change))
+
+    async def revoke_grace(
+        self,
+        username: str,
+        hostnames: Sequence[str] | None,
+        now: datetime,
+        describe: Callable[[Sequence[str]], GraceChange],
+    ) -> list[str]:
+        return await self._recording(lambda: grace.revoke(username, hostnames, now, describe))
+
+    async def revocation_time(self, username: str) -> datetime | None:
+        return await self._driver.read(lambda: grace.revocation_time(username))
+
+    # -- signing in ---------------------------------------------------------------------------------------------------
+    async def start_login(self, login: Login) -> None:
+        await self._driver.write(lambda: logins.start(login))
+
+    async def take_login(self, nonce: str, now: datetime) -> Login | None:
+        return await self._driver.write(lambda: logins.take(nonce, now))
+
+    async def record_login(self, session: BrowserSession, event: Event, now: datetime) -> None:
+        await self._recording(lambda: logins.completed(session, event, now))
+
+    async def last_login(self, username: str) -> datetime | None:
+        return await self._driver.read(lambda: logins.last_login(username))
+
+    async def browser_session(self, session: BrowserSession) -> BrowserSession:
+        # every page asks and nearly every one finds it: a write only for the first sight
+        stored = await self._driver.read(lambda: logins.browser_session(session.nonce))
+        if stored is None:
+            stored = await self._driver.write(lambda: logins.first_sight(session))
+        return stored
+
+    async def sign_out(
+        self, username: str, nonce: str, now: datetime, describe: Callable[[Sequence[str]], GraceChange]
+    ) -> list[str]:
+        return await self._recording(lambda: logins.sign_out(username, nonce, now, describe))
+
+    async def revocations(self) -> Revocations:
+        return await self._driver.read(logins.revocations)
+
+    # -- history ------------------------------------------------------------------------------------------------------
+    async def history(self, username: str | None, limit: int = 50) -> list[HistoryEntry]:
+        return await self._driver.read(lambda: history.newest(username, _bounded(limit)))
+
+    async def append_history(self, entries: Sequence[HistoryEntry]) -> None:
+        await self._driver.write(lambda: history.append(entries))
+
+    # -- operations ---------------------------------------------------------------------------------------------------
+    async def counts(self, now: datetime) -> Counts:
+        return await self._driver.read(lambda: operations.counts(now))
+
+    async def ping(self) -> None:
+        await self._driver.write(operations.ping)
+
+    def subscribe(self, listener: Callable[[Live], None]) -> Callable[[], None]:
+        return self._bus.subscribe(listener)
+
+
+def _bounded(limit: int) -> int:
+    return max(0, min(limit, MOST_ROWS))
