@@ -1,0 +1,83 @@
+"""The first argument selects the command; none, or an unknown option, is the PAM helper (spec/host-agent section 1)."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from identree.agent.build import COMMIT, VERSION
+from identree.agent.text import clean, note
+from identree.agent.watch import Left
+
+USAGE = """\
+identree: the agent of a managed host
+
+usage: identree                     PAM helper; started by pam_exec, not by people
+       identree setup [options]     let sudo ask for approval (identree setup --help)
+       identree --version
+       identree --help
+
+It reads /etc/identree/client.conf."""
+
+_LATER = (
+    "rotate-breakglass verify-breakglass renew-cert heartbeat verify-install sign-script doctor status"  # of a host
+).split()
+_SERVER = "serve add-host remove-host list-hosts rotate-host-secret check-config audit demo".split()
+
+
+def main() -> None:
+    """Run the command in ``sys.argv`` and end the process; the exit code is 0 or 1, always."""
+    code = 1
+    try:
+        code = dispatch(sys.argv[1:])
+    except (KeyboardInterrupt, Left):
+        pass
+    except BaseException:  # a bug: the terminal gets one line, the log the rest
+        note("identree: internal error; the details are in the system log")
+        from identree.agent import journal
+
+        journal.bug()
+    leave(code)
+
+
+def dispatch(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else ""
+    if command in ("--version", "-v", "version"):
+        note(f"{VERSION} ({COMMIT})" if COMMIT else VERSION)
+        return 0
+    if command in ("--help", "-h", "help"):
+        note(USAGE)
+        return 0
+    if command == "setup":
+        from identree.agent import setup
+
+        return setup.run(arguments[1:])
+    if command in _LATER:
+        complain(f"identree: {command} comes in a later version of the agent")
+        return 1
+    if command in _SERVER:
+        complain(f"identree: {command} is a command of the identree server; this is the agent of a managed host")
+        return 1
+    if command and not command.startswith("-"):
+        complain(f"identree: unknown command {clean(command, 60)!r}; identree --help lists the commands")
+        return 1
+    from identree.agent import pam
+
+    return pam.run()
+
+
+def complain(line: str) -> None:
+    try:
+        os.write(2, (line + "\n").encode("utf-8", "replace"))
+    except OSError:
+        pass
+
+
+def leave(code: int) -> None:
+    """End at once: no exit handler and no stuck thread may keep ``sudo`` waiting."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
+    os._exit(0 if code == 0 else 1)
