@@ -1,0 +1,559 @@
+"""
+The composition root: builds everything, knows everybody, and is the only place that names the reactor, the clocks and
+the sources of randomness.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from twisted.application import strports
+from twisted.application.service import IService, MultiService, Service
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import quoteStringArgument
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python import usage
+from twisted.python.failure import Failure
+
+from identree import __version__
+from identree.app.challenges import Challenges
+from identree.app.decisions import Decisions
+from identree.app.health import Check, Health
+from identree.app.hosts import Hosts
+from identree.app.journal import Journal
+from identree.app.metrics import Metrics
+from identree.app.people import People
+from identree.app.rules import ClientDefaults, Rules
+from identree.app.statefiles import BadStateFile, StateFile
+from identree.app.waiters import Waiters
+from identree.clients.oidc import OIDCProvider, build_http_client
+from identree.core import tokens
+from identree.core.hosts import HostRegistry
+from identree.core.limits import FailureThrottle, SlidingWindow
+from identree.core.policy import Policies
+from identree.serverlog import observer
+from identree.settings.load import Settings, SettingsError, load
+from identree.sinks.jsonl import JsonLog, SinkError, parse_target
+from identree.storage.opening import open_store
+from identree.storage.operations import Retention
+from identree.storage.store import SqlStore
+
+SWEEP_SECONDS = 10.0
+STATE_FILE_SECONDS = 5.0
+LAG_SECONDS = 0.25
+REGISTRY_BYTES = 16 << 20
+POLICY_BYTES = 4 << 20
+# A sweep takes at most this many bounded batches, then lets others work.
+SWEEP_BATCHES = 20
+THREADS = 10
+
+
+class Options(usage.Options):
+    """``twistd identree`` takes no options: settings have sources of their own."""
+
+    synopsis = "[no options; see identree check-config]"
+    longdesc = "identree: sudo approved in a browser, accounts from an OIDC directory."
+
+    def postOptions(self) -> None:
+        """A bad setting is a usage error before the reactor runs, not a traceback after."""
+        try:
+            self["settings"] = load(os.environ)
+        except SettingsError as mistakes:
+            raise usage.UsageError(str(mistakes)) from mistakes
+        self._log_to_stderr(self["settings"])
+
+    def _log_to_stderr(self, settings: Settings) -> None:
+        """Our lines go to standard error (standard output is the audit log's), unless the operator chose otherwise."""
+        runner: Any = self.parent
+        if runner is None:
+            return
+        ours = partial(observer, settings.log_level, as_json=settings.log_format == "json")
+        chosen = any(runner.get(name) for name in ("logfile", "syslog", "logger"))
+        if "logger" in runner and not chosen:
+            runner["logger"] = ours
+        elif "fileLogObserverFactory" in runner and runner.get("logFile") is sys.stdout:
+            runner["logFile"] = sys.stderr
+            runner["fileLogObserverFactory"] = lambda out: ours(out=out)
+
+
+def makeService(options: Options) -> IService:
+    """What ``twistd`` and ``twist`` run."""
+    from twisted.internet import reactor
+
+    try:
+        return build(options["settings"], reactor)
+    except (BadStateFile, SinkError, ValueError) as problem:
+        raise usage.UsageError(str(problem)) from problem
+
+
+class Keeper(Service):
+    """
+    Does something every ``seconds``, for as long as it runs; a failure is logged and does not end it.
+
+    :param work: started only when the one before is over.
+    """
+
+    _log = Logger()
+
+    def __init__(self, name: str, seconds: float, work: Callable[[], Awaitable[object]], clock: Any) -> None:
+        self.setName(name)
+        self._seconds = seconds
+        self._work = work
+        self._loop = LoopingCall(self._tick)
+        self._loop.clock = clock
+        self._running: Deferred[object] | None = None
+
+    def startService(self) -> None:
+        super().startService()
+        self._loop.start(self._seconds, now=False).addErrback(
+            lambda failure: self._log.failure("{name} ended", failure, name=self.name)
+        )
+
+    def stopService(self) -> Deferred[object] | None:
+        super().stopService()
+        if self._loop.running:
+            self._loop.stop()
+        return self._running
+
+    def _tick(self) -> Deferred[object]:
+        work = Deferred.fromCoroutine(_awaited(self._work()))
+        over: Deferred[object] = Deferred()
+        self._running = over
+
+        def done(result: object) -> None:
+            if isinstance(result, Failure):
+                self._log.failure("{name}: this round failed", result, name=self.name)
+            self._running = None
+            over.callback(None)
+
+        work.addBoth(done)
+        return over
+
+
+class Lag(Service):
+    """Measures how late the reactor runs a timer: what no request may make long."""
+
+    def __init__(self, metrics: Metrics, clock: Any, monotonic: Callable[[], float]) -> None:
+        self._metrics = metrics
+        self._monotonic = monotonic
+        self._expected = 0.0
+        self._loop = LoopingCall(self._tick)
+        self._loop.clock = clock
+
+    def startService(self) -> None:
+        super().startService()
+        self._expected = self._monotonic() + LAG_SECONDS
+        self._loop.start(LAG_SECONDS, now=False)
+
+    def stopService(self) -> None:
+        super().stopService()
+        if self._loop.running:
+            self._loop.stop()
+
+    def _tick(self) -> None:
+        now = self._monotonic()
+        self._metrics.reactor_lag.observe(max(0.0, now - self._expected))
+        self._expected = now + LAG_SECONDS
+
+
+class Identree(MultiService):
+    """
+    The whole server. Starting opens the store first and listens last; a store that cannot be opened stops the process
+    with a message that says what to do.
+
+    :param listeners: services that accept connections, started when everything behind them is ready.
+    :param drain: ends what is under way before the listeners' connections are dropped.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        store: SqlStore,
+        reactor: Any,
+        listeners: MultiService,
+        drain: Callable[[], Awaitable[None]],
+        give_up: Callable[[str], None],
+    ) -> None:
+        super().__init__()
+        self.store = store
+        self._reactor = reactor
+        self._listeners = listeners
+        self._drain = drain
+        self._give_up = give_up
+        self.started: Deferred[None] = Deferred()
+        self._starting: Deferred[None] | None = None
+
+    def startService(self) -> None:
+        self._starting = Deferred.fromCoroutine(self._start())
+        self._starting.addErrback(self._failed)
+
+    async def _start(self) -> None:
+        await self.store.start()
+        super().startService()
+        self._listeners.setServiceParent(self)
+        self._log.info("identree {version} is ready", version=__version__)
+        self.started.callback(None)
+
+    def _failed(self, failure: Failure) -> None:
+        self._log.error(
+            "identree cannot start: {problem}. Mend this and start it again; nothing was changed.",
+            problem=failure.getErrorMessage(),
+        )
+        self._give_up(failure.getErrorMessage())
+
+    def stopService(self) -> Deferred[object]:
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> object:
+        if self._starting is not None and not self._starting.called:
+            self._starting.cancel()
+        if self.running:
+            await self._drain()
+            await maybeDeferred(super().stopService)
+        await self.store.stop()
+        return None
+
+
+def build(settings: Settings, reactor: Any) -> Identree:
+    """
+    Put everything together; opens only what shows mistakes in the settings.
+
+    :raise BadStateFile, SinkError, ValueError: a setting points at something unusable.
+    """
+    from identree.web.render import Renderer
+    from identree.web.root import build_site
+
+    log = Logger(namespace="identree")
+    for warning in settings.warnings:
+        log.warn("config: {warning}", warning=warning)
+    _say_what_is_missing(settings, log)
+    journal = Journal()
+    sinks = ("jsonlog",) if settings.audit_log else ()
+    metrics = Metrics(CollectorRegistry(), __version__, sinks)
+    monotonic = time.monotonic
+    in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
+    reactor.suggestThreadPoolSize(THREADS)
+
+    def now() -> datetime:
+        return datetime.now(UTC)
+
+    keys = tokens.Keys.from_secrets(
+        shared=settings.shared_secret, session=settings.session_secret, hmac=settings.hmac_secret
+    )
+    registry = StateFile(
+        settings.host_registry_file,
+        REGISTRY_BYTES,
+        lambda raw: HostRegistry.empty() if raw is None else HostRegistry.parse(raw),
+        in_thread,
+    )
+    policies = StateFile(
+        settings.approval_policies_file,
+        POLICY_BYTES,
+        lambda raw: Policies.empty() if raw is None else Policies.parse(raw),
+        in_thread,
+    )
+    metrics.registered_hosts.set(len(registry()))
+    rules = rules_of(settings)
+
+    store = open_store(
+        reactor,
+        driver=settings.database_driver,
+        dsn=settings.database_dsn,
+        version=__version__,
+        instance=_instance(settings),
+        log=_audit_log(settings, metrics),
+        max_open_conns=settings.database_max_open_conns or 25,
+        readers=settings.read_connections,
+        retention=Retention(age=settings.audit_retention, rows=settings.audit_retention_rows),
+        genuine=partial(tokens.grace_valid, keys.grace),
+        on_log_failure=partial(_log_failed, log, metrics),
+        on_log_recovery=partial(log.info, "AUDIT sink works again", sink="jsonlog"),
+        on_lost=partial(_events_lost, log, metrics),
+        monotonic=monotonic,
+    )
+
+    hosts = Hosts(
+        shared_secret=settings.shared_secret.encode(),
+        registry=registry,
+        throttle=FailureThrottle(),
+        monotonic=monotonic,
+        journal=journal,
+        metrics=metrics,
+    )
+    waiters = Waiters(reactor, rules.max_waiters)
+    store.subscribe(waiters.heard)
+    challenges = Challenges(
+        store=store,
+        hosts=hosts,
+        waiters=waiters,
+        keys=keys,
+        rules=lambda: rules,
+        policies=policies,
+        now=now,
+        token=secrets.token_hex,
+        below=secrets.randbelow,
+        journal=journal,
+        metrics=metrics,
+    )
+    decisions = Decisions(
+        store=store,
+        hosts=hosts,
+        keys=keys,
+        rules=lambda: rules,
+        policies=policies,
+        now=now,
+        journal=journal,
+        metrics=metrics,
+    )
+    provider = OIDCProvider(
+        http=build_http_client(reactor, settings.oidc_insecure_skip_verify),
+        clock=reactor,
+        now=now,
+        issuer_url=settings.oidc_issuer_url,
+        public_url=settings.oidc_issuer_public_url,
+        client_id=settings.oidc_client_id,
+        client_secret=settings.oidc_client_secret,
+        redirect_uri=f"{settings.external_url}/callback",
+        leeway=settings.oidc_clock_leeway,
+        observe_exchange=metrics.exchange.observe,
+    )
+    people = People(
+        store=store,
+        provider=provider,
+        keys=keys,
+        rules=lambda: rules,
+        now=now,
+        monotonic=monotonic,
+        token=secrets.token_hex,
+        pkce=partial(secrets.token_urlsafe, 48),
+        login_limit=SlidingWindow(10, 60),
+        callback_limit=SlidingWindow(10, 60),
+        form_limit=SlidingWindow(30, 60),
+        journal=journal,
+        metrics=metrics,
+    )
+    checks = [
+        Check(
+            name="disk",
+            probe=lambda: in_thread(partial(_disk, settings.session_state_file)),
+            failure="not_writable",
+            critical=True,
+            fresh_seconds=10,
+        ),
+        *(
+            [
+                Check(
+                    name="oidc",
+                    probe=lambda: _oidc(provider),
+                    failure="unreachable",
+                    critical=False,
+                    fresh_seconds=30,
+                )
+            ]
+            if settings.oidc_issuer_url
+            else []
+        ),
+        Check(name="database", probe=lambda: _database(store), failure="error", critical=True, fresh_seconds=0),
+    ]
+    renderer = Renderer(rules=lambda: rules, now=now)
+    front = build_site(
+        reactor=reactor,
+        settings=settings,
+        challenges=challenges,
+        decisions=decisions,
+        hosts=hosts,
+        people=people,
+        store=store,
+        waiters=waiters,
+        health=Health(checks, reactor, monotonic),
+        metrics=metrics,
+        renderer=renderer,
+        rules=lambda: rules,
+        now=now,
+        monotonic=monotonic,
+    )
+
+    listeners = MultiService()
+    strports.service(_endpoint(settings), front.site, reactor).setServiceParent(listeners)
+
+    async def drain() -> None:
+        """Streams first, then held requests, then up to the time-out for what is still running."""
+        front.close_streams()
+        waiters.close()
+        until = monotonic() + settings.shutdown_timeout.total_seconds()
+        while front.busy() and monotonic() < until:
+            await deferLater(reactor, 0.05, lambda: None)
+
+    def give_up(problem: str) -> None:
+        # twistd reports success unless told otherwise
+        print(f"identree: {problem}", file=sys.stderr)
+        reactor.callLater(0, _exit_with_failure, reactor)
+
+    root = Identree(store=store, reactor=reactor, listeners=listeners, drain=drain, give_up=give_up)
+    if settings.oidc_issuer_url:
+        provider.setServiceParent(root)
+    Lag(metrics, reactor, monotonic).setServiceParent(root)
+    Keeper("sweep", SWEEP_SECONDS, partial(_sweep, challenges, store, now), reactor).setServiceParent(root)
+
+    async def follow_files() -> None:
+        if await registry.refresh():
+            metrics.registered_hosts.set(len(registry()))
+        await policies.refresh()
+
+    Keeper("state files", STATE_FILE_SECONDS, follow_files, reactor).setServiceParent(root)
+    return root
+
+
+def rules_of(settings: Settings) -> Rules:
+    """The settings that the application decides with."""
+    return Rules(
+        external_url=settings.external_url,
+        challenge_ttl=settings.challenge_ttl,
+        grace_period=settings.grace_period,
+        require_justification=settings.require_justification,
+        justification_choices=tuple(settings.justification_choices),
+        rotate_before=settings.breakglass_rotate_before,
+        admin_groups=tuple(settings.admin_groups),
+        session_max_age=settings.session_max_age,
+        enforce_ip_binding=settings.oidc_enforce_ip_binding,
+        max_pending_per_user=settings.max_pending_per_user,
+        max_pending=settings.max_pending,
+        max_waiters=settings.max_waiters,
+        client=ClientDefaults(
+            poll_interval=settings.client_poll_interval,
+            timeout=settings.client_timeout,
+            breakglass_enabled=settings.client_breakglass_enabled,
+            breakglass_password_type=settings.client_breakglass_password_type,
+            breakglass_rotation_days=settings.client_breakglass_rotation_days,
+            token_cache_enabled=settings.client_token_cache_enabled,
+        ),
+    )
+
+
+def _endpoint(settings: Settings) -> str:
+    """The listen address as a Twisted endpoint description."""
+    host, _, port = settings.listen_addr.rpartition(":")
+    host = host.strip("[]")
+    interface = f":interface={quoteStringArgument(host or '::')}"
+    options = f"{port}:backlog={settings.listen_backlog}{interface}"
+    if settings.tls_cert_file:
+        key, certificate = quoteStringArgument(settings.tls_key_file), quoteStringArgument(settings.tls_cert_file)
+        return f"ssl:{options}:privateKey={key}:certKey={certificate}"
+    return f"tcp:{options}"
+
+
+def _audit_log(settings: Settings, metrics: Metrics) -> JsonLog | None:
+    target = parse_target(settings.audit_log)
+    if target is None:
+        return None
+    log = JsonLog(
+        target, max_bytes=settings.audit_log_max_size, max_files=settings.audit_log_max_files
+    )
+    log.open()
+    return log
+
+
+def _log_failed(log: Logger, metrics: Metrics, problem: Exception) -> None:
+    metrics.audit.labels("jsonlog", "failed").inc()
+    log.error("AUDIT sink error", sink="jsonlog", attributes={"sink": "jsonlog", "err": str(problem)})
+
+
+def _events_lost(log: Logger, metrics: Metrics, sink: str, count: int) -> None:
+    metrics.audit.labels(sink, "dropped").inc(count)
+    log.error("AUDIT retention cut off {count} events that {sink} had not got", count=count, sink=sink)
+
+
+def _instance(settings: Settings) -> str:
+    """
+    The identity of this process's audit chain. Replicas share a database, so each keeps its own in its state directory.
+    """
+    if settings.database_driver.strip().lower() in ("sqlite", "sqlite3", ""):
+        return ""
+    path = Path(settings.session_state_file).parent / "identree-instance"
+    try:
+        known = path.read_text("ascii").strip()
+    except FileNotFoundError:
+        known = secrets.token_hex(8)
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(known + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as problem:
+            raise ValueError(f"{path} cannot be written ({problem.strerror}): every replica needs one") from problem
+    if len(known) != 16 or not set(known) <= set("0123456789abcdef"):
+        raise ValueError(f"{path} must hold 16 hexadecimal digits; remove it to begin a new audit chain")
+    return known
+
+
+def _say_what_is_missing(settings: Settings, log: Logger) -> None:
+    """A setting of a feature that this version does not have must not be believed to work."""
+    if settings.mtls_ca_cert or settings.mtls_ca_key or settings.mtls_kms_backend == "vault-transit":
+        raise ValueError(
+            "IDENTREE_MTLS_*: this version has no client certificates; unset them, since with them every host must be "
+            "asked for its certificate"
+        )
+    absent = {
+        "the LDAP directory": settings.ldap_enabled,
+        "the syslog sink": settings.audit_syslog_url,
+        "the Splunk sink": settings.audit_splunk_hec_url,
+        "the Loki sink": settings.audit_loki_url,
+        "break-glass escrow": settings.escrow_backend or settings.escrow_command,
+    }
+    for feature, wanted in absent.items():
+        if wanted:
+            log.warn("config: this version does not have {feature} yet; it is not started", feature=feature)
+
+
+def _disk(state_file: str) -> str:
+    """Whether the state directory can be written: by writing."""
+    if not state_file:
+        return "ok"
+    path = Path(state_file).parent / f".healthz-{secrets.token_hex(8)}"
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        path.unlink()
+    except OSError:
+        return "not_writable"
+    return "ok"
+
+
+async def _oidc(provider: OIDCProvider) -> str:
+    return "ok" if await provider.probe() else "unreachable"
+
+
+async def _database(store: SqlStore) -> str:
+    await store.ping()
+    return "ok"
+
+
+async def _sweep(challenges: Challenges, store: SqlStore, now: Callable[[], datetime]) -> None:
+    for _ in range(SWEEP_BATCHES):
+        if not await challenges.expire_overdue():
+            break
+    for _ in range(SWEEP_BATCHES):
+        if not await store.delete_old(now()):
+            break
+
+
+async def _awaited(work: Awaitable[object]) -> object:
+    return await work
+
+
+def _exit_with_failure(reactor: Any) -> None:
+    """Stop the reactor and make the process report failure."""
+    reactor.addSystemEventTrigger("after", "shutdown", lambda: os._exit(1))
+    reactor.stop()
