@@ -1,0 +1,1073 @@
+"""
+Every setting of the server, declared once (spec/configuration section 4).
+
+From this table come loading, validation, ``identree check-config``, ``docs/configuration.md`` and the settings page.
+The attributes of :class:`~identree.settings.values.Settings` mirror it; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from typing import Any
+
+from identree.core import durations
+
+PREFIX = "IDENTREE_"
+
+
+class Kind(Enum):
+    """The syntaxes of spec/configuration section 2; the value is what documentation calls it."""
+
+    TEXT = "text"
+    PATH = "path"
+    BOOL = "bool"
+    TRISTATE = "bool or unset"
+    INT = "int"
+    DURATION = "duration"
+    SIZE = "size"
+    LIST = "list"
+    NETWORKS = "list of networks"
+    TIME = "time"
+    MAP = "JSON map"
+    URL = "URL"
+    LISTEN = "listen address"
+    CHOICE = "choice"
+
+
+class Live(Enum):
+    """When a change made on the settings page counts."""
+
+    AT_ONCE = "live"
+    RESTART = "restart"
+    PART = "part"
+    NOT_EDITABLE = "-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """
+    :ivar name: without prefix.
+    :ivar toml: ``section.key``, or empty when it cannot stand in the TOML file.
+    :ivar default: a value of the kind's type; what other settings decide is described by ``default_text``.
+    :ivar minimum, maximum: bounds beyond which the value is an error; in the kind's type.
+    :ivar adjust: what deployed versions do with values that they do not accept; a change gives a warning.
+    :ivar bounds: the limits in words.
+    :ivar choices: the accepted texts of a choice.
+    :ivar folded: the choice's case and the spaces around it do not matter.
+    :ivar aliases: other accepted texts and what they mean.
+    :ivar secret: never shown, logged or written to TOML; may be given as ``NAME_FILE``.
+    :ivar from_environment_only: not read from identree.conf.
+    :ivar blank_counts: an empty value is a value, not "unset".
+    """
+
+    name: str
+    group: str
+    kind: Kind
+    default: Any
+    help: str
+    example: str
+    default_text: str = ""
+    toml: str = ""
+    live: Live = Live.NOT_EDITABLE
+    secret: bool = False
+    minimum: Any = None
+    maximum: Any = None
+    adjust: Callable[[Any], Any] | None = None
+    bounds: str = ""
+    choices: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    folded: bool = False
+    from_environment_only: bool = False
+    blank_counts: bool = False
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name
+
+    @property
+    def attribute(self) -> str:
+        return self.name.lower()
+
+
+def _clamp(low: Any, high: Any) -> Callable[[Any], Any]:
+    return lambda value: min(max(value, low), high)
+
+
+def _positive_or(default: Any, zero: Any) -> Callable[[Any], Any]:
+    return lambda value: value if value > zero else default
+
+
+def _not_negative(zero: Any) -> Callable[[Any], Any]:
+    return lambda value: max(value, zero)
+
+
+def _refresh_interval(value: timedelta) -> timedelta:
+    return timedelta(seconds=300) if value <= ZERO else max(value, timedelta(seconds=10))
+
+
+def _poll_interval(value: timedelta) -> timedelta:
+    return ZERO if value <= ZERO else max(value, timedelta(seconds=1))
+
+
+ZERO = timedelta()
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+
+BUILT_IN_CHOICES = (
+    "Routine maintenance",
+    "Incident response",
+    "Deployment",
+    "Debugging / troubleshooting",
+    "Security investigation",
+    "Configuration change",
+)
+
+YES, NO, PART = Live.AT_ONCE, Live.RESTART, Live.PART
+TEXT, PATH, BOOL, TRISTATE, INT = Kind.TEXT, Kind.PATH, Kind.BOOL, Kind.TRISTATE, Kind.INT
+DURATION, SIZE, LIST, URL, CHOICE = Kind.DURATION, Kind.SIZE, Kind.LIST, Kind.URL, Kind.CHOICE
+
+_table: list[Setting] = []
+_group = ""
+
+
+def _s(name: str, kind: Kind, default: Any, help: str, example: str, **rest: Any) -> None:
+    _table.append(Setting(name=name, group=_group, kind=kind, default=default, help=help, example=example, **rest))
+
+
+def _secret(name: str, help: str, example: str = "$(openssl rand -hex 32)", **rest: Any) -> None:
+    _s(name, TEXT, "", help, example, secret=True, **rest)
+
+
+_group = "Signing in (OIDC) and PocketID"
+_s(
+    "OIDC_ISSUER_URL",
+    URL,
+    "",
+    "The OIDC provider. Discovery and token exchange go here; required unless dev login is on.",
+    "https://id.example.com",
+    toml="oidc.issuer_url",
+    live=NO,
+)
+_s(
+    "OIDC_ISSUER_PUBLIC_URL",
+    URL,
+    "",
+    "The provider's address as browsers see it, where it differs. Tokens must then name exactly this issuer.",
+    "https://id.example.com",
+    toml="oidc.issuer_public_url",
+    live=NO,
+)
+_s(
+    "OIDC_CLIENT_ID",
+    TEXT,
+    "",
+    "The client registered at the provider; required unless dev login is on.",
+    "identree",
+    toml="oidc.client_id",
+    live=NO,
+)
+_secret(
+    "OIDC_CLIENT_SECRET", "The client's secret; required unless dev login is on.", "the secret that the provider shows"
+)
+_s("OIDC_INSECURE_SKIP_VERIFY", BOOL, False, "Do not verify the provider's TLS certificate. For tests only.", "false")
+_s(
+    "OIDC_ENFORCE_IP_BINDING",
+    BOOL,
+    False,
+    "Refuse a sign-in that ends at another client address than it began at; otherwise this is only logged.",
+    "true",
+)
+_s(
+    "OIDC_CLOCK_LEEWAY",
+    DURATION,
+    60 * SECOND,
+    "How far the provider's clock may be from ours when an ID token is checked.",
+    "60s",
+    minimum=ZERO,
+    maximum=5 * MINUTE,
+    bounds="0s to 5m",
+)
+_secret(
+    "POCKETID_API_KEY",
+    "PocketID's API key. When set, identree manages the directory in full mode; without it, it works as a bridge.",
+    "the key that PocketID shows",
+)
+_s(
+    "POCKETID_API_URL",
+    URL,
+    "",
+    "PocketID's API.",
+    "https://id.example.com",
+    toml="pocketid.api_url",
+    live=NO,
+    default_text="the issuer URL",
+)
+
+_group = "HTTP server and TLS"
+_s(
+    "LISTEN_ADDR",
+    Kind.LISTEN,
+    ":8090",
+    "Where the HTTP server listens. An empty host means all interfaces.",
+    "127.0.0.1:8090",
+    toml="server.listen_addr",
+    live=NO,
+)
+_s(
+    "EXTERNAL_URL",
+    URL,
+    "",
+    "The address that browsers and hosts use; required. With https, cookies are secure and plain http is redirected. "
+    "The redirect URI at the provider is this address followed by /callback.",
+    "https://identree.example.com",
+    toml="server.external_url",
+    live=NO,
+    bounds="none of \" ' < >; trailing slashes are removed",
+)
+_s(
+    "INSTALL_URL",
+    URL,
+    "",
+    "The address that install scripts use, where it differs.",
+    "https://identree.example.com",
+    toml="server.install_url",
+    live=NO,
+    default_text="the external URL",
+)
+_s(
+    "TLS_CERT_FILE",
+    PATH,
+    "",
+    "Certificate chain (PEM). With the key it turns on HTTPS; both are needed.",
+    "/config/tls.crt",
+)
+_s("TLS_KEY_FILE", PATH, "", "Private key of the certificate (PEM).", "/config/tls.key")
+_s(
+    "TRUSTED_PROXIES",
+    Kind.NETWORKS,
+    "127.0.0.0/8, ::1/128",
+    "Proxies whose X-Forwarded-For is believed, as networks. "
+    "Limits and audit records then see the client's own address.",
+    "10.0.0.0/8, ::1/128",
+)
+_s(
+    "INSTALL_SIGNING_KEY",
+    PATH,
+    "/config/install-signing.key",
+    "Private key that signs install scripts; generated when missing.",
+    "/config/install-signing.key",
+)
+_s(
+    "INSTALL_VERIFY_KEY",
+    PATH,
+    "/config/install-signing.pub",
+    "Public key for install scripts; generated when missing.",
+    "/config/install-signing.pub",
+)
+_s(
+    "API_KEYS",
+    LIST,
+    (),
+    "Keys for the history export, separated by commas.",
+    "$(openssl rand -hex 32)",
+    secret=True,
+    bounds="each at least 32 characters",
+)
+_secret("METRICS_TOKEN", "Bearer token for /metrics. Without it, anybody may read the metrics.")
+_secret(
+    "WEBHOOK_SECRET",
+    "Key of the signature on PocketID's webhook. Without it, the webhook is refused.",
+    bounds="at least 32 characters",
+)
+
+_group = "Secrets"
+_secret(
+    "SHARED_SECRET",
+    "What hosts without a secret of their own send to authenticate; required unless mTLS is on.",
+    bounds="at least 32 bytes, unless mTLS is on",
+)
+_secret(
+    "SESSION_SECRET",
+    "Signs browser sessions and grace sessions. "
+    "Set it: otherwise every host, which knows the shared secret, can forge an administrator's session.",
+    default_text="the shared secret",
+)
+_secret("HMAC_SECRET", "Old override of the session secret for cookies and tokens.", default_text="the session secret")
+_secret("ESCROW_SECRET", "Signs the escrow requests of hosts.", default_text="the shared secret")
+_secret(
+    "LDAP_SECRET",
+    "Derives the LDAP passwords of hosts. After a change every host must be provisioned again.",
+    default_text="the shared secret",
+)
+
+_group = "Challenges and administration"
+_s(
+    "CHALLENGE_TTL",
+    DURATION,
+    120 * SECOND,
+    "How long a sudo request waits for its decision.",
+    "120s",
+    toml="auth.challenge_ttl",
+    live=PART,
+    adjust=_clamp(30 * SECOND, 24 * HOUR),
+    bounds="30s to 24h",
+)
+_s(
+    "GRACE_PERIOD",
+    DURATION,
+    ZERO,
+    "How long after an approval the same person needs none on the same host; 0 turns this off.",
+    "1h",
+    toml="auth.grace_period",
+    live=PART,
+    adjust=_not_negative(ZERO),
+    bounds="not negative",
+)
+_s(
+    "ONE_TAP_MAX_AGE",
+    DURATION,
+    24 * HOUR,
+    "How recent a sign-in must be for a one-tap approval link.",
+    "24h",
+    toml="auth.onetap_max_age",
+    live=YES,
+    adjust=_positive_or(24 * HOUR, ZERO),
+    bounds="more than 0",
+)
+_s(
+    "REQUIRE_JUSTIFICATION",
+    BOOL,
+    False,
+    "Refuse requests without a reason.",
+    "true",
+    toml="auth.require_justification",
+    live=PART,
+)
+_s(
+    "JUSTIFICATION_CHOICES",
+    LIST,
+    BUILT_IN_CHOICES,
+    "The reasons that are offered, separated by commas.",
+    "Maintenance, Incident",
+    toml="auth.justification_choices",
+    live=PART,
+)
+_s(
+    "ADMIN_GROUPS",
+    LIST,
+    (),
+    "Groups of the provider whose members are administrators; names must be exact. Without any, nobody is.",
+    "admins",
+    toml="admin.groups",
+    live=YES,
+)
+_s(
+    "APPROVAL_POLICIES_FILE",
+    PATH,
+    "/config/approval-policies.json",
+    "The approval policies.",
+    "/config/approval-policies.json",
+    toml="admin.approval_policies_file",
+    live=YES,
+)
+_s(
+    "SESSION_MAX_AGE",
+    DURATION,
+    12 * HOUR,
+    "After this time a browser session ends, however active it is.",
+    "12h",
+    minimum=5 * MINUTE,
+    maximum=720 * HOUR,
+    bounds="5m to 720h",
+)
+_s(
+    "MAX_PENDING_PER_USER",
+    INT,
+    10,
+    "How many sudo requests of one person may wait at a time.",
+    "10",
+    minimum=1,
+    maximum=1000,
+    bounds="1 to 1000",
+)
+_s(
+    "MAX_PENDING",
+    INT,
+    10_000,
+    "How many sudo requests may wait at a time.",
+    "10000",
+    minimum=1,
+    maximum=1_000_000,
+    bounds="1 to 1000000",
+)
+
+_group = "LDAP"
+_s("LDAP_ENABLED", BOOL, True, "Serve the directory over LDAP.", "false", toml="ldap.enabled", live=NO)
+_s(
+    "LDAP_LISTEN_ADDR",
+    Kind.LISTEN,
+    ":389",
+    "Where LDAP listens. Set to nothing, this listener stays closed.",
+    "127.0.0.1:389",
+    toml="ldap.listen_addr",
+    live=NO,
+    blank_counts=True,
+)
+_s(
+    "LDAP_TLS_LISTEN_ADDR",
+    Kind.LISTEN,
+    ":636",
+    "Where LDAPS listens, when there are a certificate and a CA for clients.",
+    ":636",
+)
+_s(
+    "LDAP_BASE_DN",
+    TEXT,
+    "",
+    "Root of the directory tree; required when LDAP is on.",
+    "dc=example,dc=com",
+    toml="ldap.base_dn",
+    live=NO,
+    bounds="at most 512 bytes",
+)
+_s(
+    "LDAP_BIND_DN",
+    TEXT,
+    "",
+    "DN of the read-only account; together with its password, or neither.",
+    "cn=readonly,dc=example,dc=com",
+    toml="ldap.bind_dn",
+    live=NO,
+)
+_secret("LDAP_BIND_PASSWORD", "Password of the read-only account.")
+_s(
+    "LDAP_REFRESH_INTERVAL",
+    DURATION,
+    300 * SECOND,
+    "How often the directory is read from PocketID.",
+    "300s",
+    toml="ldap.refresh_interval",
+    live=NO,
+    adjust=_refresh_interval,
+    bounds="at least 10s",
+)
+_s(
+    "LDAP_UID_MAP_FILE",
+    PATH,
+    "/config/uidmap.json",
+    "Where assigned POSIX ids are kept.",
+    "/config/uidmap.json",
+    toml="ldap.uid_map_file",
+    live=NO,
+)
+_s(
+    "LDAP_UID_BASE",
+    INT,
+    200_000,
+    "First user id to assign.",
+    "200000",
+    toml="ldap.uid_base",
+    live=NO,
+    adjust=_positive_or(200_000, 0),
+    bounds="at least 1000",
+)
+_s(
+    "LDAP_GID_BASE",
+    INT,
+    200_000,
+    "First group id to assign.",
+    "200000",
+    toml="ldap.gid_base",
+    live=NO,
+    adjust=_positive_or(200_000, 0),
+    bounds="at least 1000",
+)
+_s(
+    "LDAP_DEFAULT_SHELL",
+    PATH,
+    "/bin/bash",
+    "Login shell of people who have none of their own.",
+    "/bin/bash",
+    toml="ldap.default_shell",
+    live=YES,
+    bounds="absolute, without special characters",
+)
+_s(
+    "LDAP_DEFAULT_HOME",
+    TEXT,
+    "/home/%s",
+    "Home directory; %s stands for the user name.",
+    "/home/%s",
+    toml="ldap.default_home",
+    live=YES,
+    bounds="at most one %s",
+)
+_s(
+    "LDAP_ALLOW_ANONYMOUS",
+    BOOL,
+    False,
+    "Answer searches without a bind. Everybody who reaches the port can then list the directory.",
+    "false",
+)
+_s(
+    "LDAP_SUDO_NO_AUTHENTICATE",
+    CHOICE,
+    "false",
+    "Whether sudo rules say !authenticate: never, always, or as a person's claims say.",
+    "claims",
+    toml="ldap.sudo_no_authenticate",
+    live=YES,
+    choices=("false", "true", "claims"),
+)
+_s(
+    "SUDO_RULES_FILE",
+    PATH,
+    "/config/sudorules.json",
+    "Sudo rules of bridge mode.",
+    "/config/sudorules.json",
+    toml="ldap.sudo_rules_file",
+    live=NO,
+)
+_s(
+    "LDAP_PROVISION_ENABLED",
+    BOOL,
+    False,
+    "Let hosts fetch their LDAP configuration, with a password of their own.",
+    "true",
+    toml="ldap.provision_enabled",
+    live=YES,
+)
+_s(
+    "LDAP_EXTERNAL_URL",
+    TEXT,
+    "",
+    "The LDAP address that is given to hosts.",
+    "ldaps://identree.example.com",
+    toml="ldap.external_url",
+    live=YES,
+)
+_s(
+    "LDAP_TLS_CA_CERT",
+    TEXT,
+    "",
+    "The CA that LDAPS clients must be signed by, and that is given to hosts: a path, or the PEM text itself.",
+    "/config/ca.crt",
+    toml="ldap.tls_ca_cert",
+    live=YES,
+)
+
+_group = "Client certificates (mTLS)"
+_s(
+    "MTLS_CA_CERT",
+    PATH,
+    "",
+    "CA certificate for hosts. This or the key turns mTLS on; the missing one is generated.",
+    "/config/mtls-ca.crt",
+    default_text="/config/mtls-ca.crt when mTLS is on",
+)
+_s(
+    "MTLS_CA_KEY",
+    PATH,
+    "",
+    "Private key of that CA.",
+    "/config/mtls-ca.key",
+    default_text="/config/mtls-ca.key when mTLS is on",
+)
+_s(
+    "MTLS_CERT_TTL",
+    DURATION,
+    8760 * HOUR,
+    "How long a host's certificate is valid.",
+    "8760h",
+    adjust=_positive_or(8760 * HOUR, ZERO),
+    bounds="more than 0",
+)
+_s(
+    "MTLS_KMS_BACKEND",
+    CHOICE,
+    "local",
+    "Where the CA's key lives. vault-transit turns mTLS on and needs the next three settings.",
+    "vault-transit",
+    choices=("local", "vault-transit"),
+)
+_s("MTLS_VAULT_ADDR", URL, "", "Vault's address.", "https://vault.example.com:8200")
+_secret("MTLS_VAULT_TOKEN", "Vault token that may sign.", "the token that Vault shows")
+_s("MTLS_VAULT_KEY_NAME", TEXT, "", "Name of the key in Vault's transit engine.", "identree-ca")
+
+_group = "Database and files"
+_s(
+    "DATABASE_DRIVER",
+    CHOICE,
+    "sqlite",
+    "sqlite for one server, postgres for several.",
+    "postgres",
+    choices=("sqlite", "postgres"),
+    folded=True,
+    aliases=(("sqlite3", "sqlite"), ("postgresql", "postgres"), ("pg", "postgres"), ("pgx", "postgres")),
+)
+_secret(
+    "DATABASE_DSN",
+    "File of SQLite, or URL of PostgreSQL (required there).",
+    "postgresql://identree@db.example.com/identree",
+    default_text="/config/identree.db for SQLite",
+)
+_s(
+    "DATABASE_MAX_OPEN_CONNS",
+    INT,
+    0,
+    "Connections to PostgreSQL.",
+    "25",
+    default_text="25 for PostgreSQL, 1 for SQLite",
+    minimum=0,
+    maximum=1000,
+    bounds="for PostgreSQL 2 to 1000",
+)
+_s(
+    "READ_CONNECTIONS",
+    INT,
+    4,
+    "Threads that read from SQLite beside the one that writes.",
+    "4",
+    minimum=1,
+    maximum=64,
+    bounds="1 to 64",
+)
+_s(
+    "HOST_REGISTRY_FILE",
+    PATH,
+    "/config/hosts.json",
+    "The host registry. With at least one host in it, only registered hosts are served.",
+    "/config/hosts.json",
+    toml="misc.host_registry_file",
+    live=NO,
+    bounds="no . or .. in the path",
+)
+_s(
+    "SESSION_STATE_FILE",
+    PATH,
+    "/config/sessions.json",
+    "The file itself is no longer used; its directory is where the health check writes.",
+    "/config/sessions.json",
+    toml="misc.session_state_file",
+    live=NO,
+)
+_s(
+    "DEFAULT_PAGE_SIZE",
+    INT,
+    15,
+    "Rows per page of long lists.",
+    "25",
+    toml="misc.default_page_size",
+    live=YES,
+    adjust=lambda value: 15 if value < 1 else min(value, 500),
+    bounds="1 to 500",
+)
+
+_group = "Notifications"
+_s(
+    "NOTIFICATION_CONFIG_FILE",
+    PATH,
+    "/config/notification-channels.json",
+    "Channels and routes.",
+    "/config/notification-channels.json",
+    toml="notifications.config_file",
+    live=PART,
+)
+_s(
+    "ADMIN_NOTIFY_FILE",
+    PATH,
+    "/config/admin-notifications.json",
+    "What each administrator wants to be told.",
+    "/config/admin-notifications.json",
+    toml="notifications.admin_notify_file",
+    live=PART,
+)
+_s(
+    "NOTIFY_TIMEOUT",
+    DURATION,
+    15 * SECOND,
+    "How long one delivery may take.",
+    "15s",
+    toml="notifications.timeout",
+    live=YES,
+    adjust=_positive_or(15 * SECOND, ZERO),
+    bounds="more than 0",
+)
+
+_group = "Audit"
+_s(
+    "AUDIT_LOG",
+    TEXT,
+    "",
+    "The JSON log: stdout, or file: and a path. Empty: off.",
+    "file:/var/log/identree/audit.jsonl",
+)
+_s(
+    "AUDIT_LOG_MAX_SIZE",
+    SIZE,
+    100 * 1024 * 1024,
+    "At this size the log file is rotated; 0: never.",
+    "100MB",
+    minimum=0,
+    maximum=2**50,
+    bounds="not negative",
+)
+_s(
+    "AUDIT_LOG_MAX_FILES",
+    INT,
+    5,
+    "How many rotated files are kept.",
+    "5",
+    adjust=_positive_or(5, 0),
+    maximum=10_000,
+    bounds="1 to 10000",
+)
+_s(
+    "AUDIT_SYSLOG_URL",
+    TEXT,
+    "",
+    "A syslog receiver: udp://host:port or tcp://host:port. Empty: off.",
+    "tcp://syslog.example.com:601",
+)
+_s(
+    "AUDIT_SPLUNK_HEC_URL",
+    URL,
+    "",
+    "Splunk's HTTP event collector. Empty: off.",
+    "https://splunk.example.com:8088/services/collector/event",
+)
+_secret("AUDIT_SPLUNK_TOKEN", "Token of the collector.", "the token that Splunk shows")
+_s("AUDIT_LOKI_URL", URL, "", "Loki. Empty: off.", "https://loki.example.com")
+_secret("AUDIT_LOKI_TOKEN", "Bearer token for Loki.", "the token that Loki shows")
+_s(
+    "AUDIT_BUFFER_SIZE",
+    INT,
+    4096,
+    "Events kept in memory for the sinks; more wait in the database.",
+    "8192",
+    adjust=_positive_or(4096, 0),
+    maximum=1_000_000,
+    bounds="1 to 1000000",
+)
+_s(
+    "AUDIT_RETENTION",
+    DURATION,
+    168 * HOUR,
+    "After this time an event that a sink has not taken is given up and counted as dropped.",
+    "168h",
+    minimum=HOUR,
+    maximum=87_600 * HOUR,
+    bounds="1h to 87600h",
+)
+_s(
+    "AUDIT_RETENTION_ROWS",
+    INT,
+    1_000_000,
+    "Beyond this number of waiting events the oldest are given up and counted as dropped.",
+    "1000000",
+    minimum=1000,
+    maximum=1_000_000_000,
+    bounds="1000 to 1000000000",
+)
+
+_group = "Break-glass escrow"
+_s(
+    "ESCROW_BACKEND",
+    CHOICE,
+    "",
+    "Where break-glass passwords of hosts are kept. Empty: nowhere.",
+    "local",
+    toml="escrow.backend",
+    live=PART,
+    choices=("local", "vault", "1password-connect", "bitwarden", "infisical"),
+)
+_s("ESCROW_URL", URL, "", "The back end's API.", "https://vault.example.com:8200", toml="escrow.url", live=YES)
+_s(
+    "ESCROW_WEB_URL",
+    URL,
+    "",
+    "The back end's pages, for the link on the hosts page.",
+    "https://vault.example.com",
+    toml="escrow.web_url",
+    live=YES,
+)
+_s("ESCROW_AUTH_ID", TEXT, "", "The account at the back end.", "identree", toml="escrow.auth_id", live=YES)
+_secret(
+    "ESCROW_AUTH_SECRET",
+    "The account's secret.",
+    "the secret that the back end shows",
+    bounds="at least 16 characters are advised",
+)
+_s(
+    "ESCROW_PATH",
+    TEXT,
+    "",
+    "Path or container at the back end.",
+    "secret/data/identree",
+    toml="escrow.path",
+    live=YES,
+    bounds="for vault no . or .. in it",
+)
+_secret(
+    "ESCROW_ENCRYPTION_KEY",
+    "Encrypts the passwords of the local back end.",
+    bounds="at least 32 characters with the local back end",
+)
+_secret(
+    "ESCROW_HKDF_SALT",
+    "Salt of that key, in hexadecimal digits. Changed or lost, stored passwords cannot be read.",
+    bounds="at least 16 bytes, that is 32 digits",
+)
+_s(
+    "ESCROW_VAULT_MAP",
+    Kind.MAP,
+    {},
+    "Which vault belongs to which host group, as a JSON object.",
+    '{"production": "vault-1"}',
+)
+_s("ESCROW_COMMAND", TEXT, "", "A command that stores the password, instead of a back end.", "/usr/local/bin/escrow")
+_s("ESCROW_COMMAND_ENV", LIST, (), "Prefixes of the environment variables that the command gets.", "AWS_,VAULT_")
+_s(
+    "BREAKGLASS_ROTATE_BEFORE",
+    Kind.TIME,
+    None,
+    "Hosts whose break-glass password is older than this rotate it at their next contact.",
+    "2026-01-15T00:00:00Z",
+)
+
+_group = "Defaults pushed to hosts"
+_s(
+    "CLIENT_POLL_INTERVAL",
+    DURATION,
+    ZERO,
+    "How often hosts ask for a decision; 0: not pushed.",
+    "2s",
+    toml="client_defaults.poll_interval",
+    live=YES,
+    adjust=_poll_interval,
+    bounds="0 or at least 1s",
+)
+_s(
+    "CLIENT_TIMEOUT",
+    DURATION,
+    ZERO,
+    "How long hosts wait for a decision; 0: not pushed. Hosts keep it between 5s and 10m.",
+    "120s",
+    toml="client_defaults.timeout",
+    live=YES,
+    adjust=_not_negative(ZERO),
+    bounds="not negative",
+)
+_s(
+    "CLIENT_BREAKGLASS_ENABLED",
+    TRISTATE,
+    None,
+    "Whether hosts may use the break-glass password when the server cannot be reached.",
+    "true",
+    toml="client_defaults.breakglass_enabled",
+    live=PART,
+)
+_s(
+    "CLIENT_BREAKGLASS_PASSWORD_TYPE",
+    CHOICE,
+    "",
+    "The kind of password that hosts make.",
+    "passphrase",
+    toml="client_defaults.breakglass_password_type",
+    live=YES,
+    choices=("random", "passphrase", "alphanumeric"),
+)
+_s(
+    "CLIENT_BREAKGLASS_ROTATION_DAYS",
+    INT,
+    0,
+    "After how many days hosts make a new one; 0: not pushed.",
+    "90",
+    toml="client_defaults.breakglass_rotation_days",
+    live=YES,
+    adjust=_not_negative(0),
+    maximum=36_500,
+    bounds="0 to 36500",
+)
+_s(
+    "CLIENT_TOKEN_CACHE_ENABLED",
+    TRISTATE,
+    None,
+    "Whether hosts keep tokens of approvals.",
+    "true",
+    toml="client_defaults.token_cache_enabled",
+    live=PART,
+)
+
+_group = "Process and limits"
+_s(
+    "TOML_CONFIG_FILE",
+    PATH,
+    "/etc/identree/identree.toml",
+    "The TOML file, which the settings page writes.",
+    "/config/identree.toml",
+    from_environment_only=True,
+    default_text="/etc/identree/identree.toml, or config.toml beside it when only that one exists",
+)
+_s(
+    "LOG_LEVEL",
+    CHOICE,
+    "info",
+    "What is logged.",
+    "debug",
+    choices=("debug", "info", "warn", "error"),
+    aliases=(("warning", "warn"),),
+    folded=True,
+    from_environment_only=True,
+)
+_s(
+    "LOG_FORMAT",
+    CHOICE,
+    "text",
+    "How it is logged: readable lines, or one JSON object per line.",
+    "json",
+    choices=("text", "json"),
+)
+_s(
+    "DEV_LOGIN",
+    BOOL,
+    False,
+    "Sign in without a provider and without a password. "
+    "Never on a machine that others can reach; refused with an https external URL.",
+    "false",
+)
+_s(
+    "MAX_WAITERS",
+    INT,
+    20_000,
+    "How many hosts may hold a request open at a time; further ones are answered at once.",
+    "20000",
+    minimum=0,
+    maximum=1_000_000,
+    bounds="0 to 1000000",
+)
+_s(
+    "MAX_STREAMS",
+    INT,
+    6000,
+    "How many live pages may be open at a time.",
+    "6000",
+    minimum=1,
+    maximum=1_000_000,
+    bounds="1 to 1000000",
+)
+_s(
+    "MAX_STREAMS_PER_USER",
+    INT,
+    10,
+    "How many live pages one person may have open.",
+    "10",
+    minimum=1,
+    maximum=1000,
+    bounds="1 to 1000",
+)
+_s(
+    "LISTEN_BACKLOG",
+    INT,
+    1024,
+    "Connections that may wait to be accepted.",
+    "1024",
+    minimum=1,
+    maximum=65_535,
+    bounds="1 to 65535",
+)
+_s(
+    "SHUTDOWN_TIMEOUT",
+    DURATION,
+    10 * SECOND,
+    "How long running requests may take to end when the server stops.",
+    "10s",
+    minimum=ZERO,
+    maximum=100 * SECOND,
+    bounds="0s to 100s",
+)
+
+SETTINGS: tuple[Setting, ...] = tuple(_table)
+BY_NAME: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
+BY_TOML: dict[str, Setting] = {setting.toml: setting for setting in SETTINGS if setting.toml}
+
+# Sections in the order in which the settings page writes them.
+TOML_SECTIONS = (
+    "oidc",
+    "pocketid",
+    "server",
+    "auth",
+    "ldap",
+    "admin",
+    "notifications",
+    "escrow",
+    "client_defaults",
+    "misc",
+)
+
+# Names that are still found in examples and charts, and what to do instead.
+_CHANNELS = "notifications are configured by channels, in the file that IDENTREE_NOTIFICATION_CONFIG_FILE names"
+DEAD_NAMES: dict[str, str] = {
+    "NOTIFY_BACKEND": _CHANNELS,
+    "NOTIFY_URL": _CHANNELS,
+    "NOTIFY_TOKEN": _CHANNELS,
+    "NOTIFY_COMMAND": _CHANNELS,
+    "AUTH_PROTOCOL": "OIDC is the only protocol",
+    "INSECURE": "to skip TLS verification of the provider, for tests only, there is IDENTREE_OIDC_INSECURE_SKIP_VERIFY",
+    "ESCROW_ENV": "the setting is IDENTREE_ESCROW_COMMAND_ENV",
+}
+DEAD_PREFIXES: dict[str, str] = {"SAML_": "SAML is not supported; OIDC is"}
+
+# Settings of hosts, which belong into client.conf there (spec/host-agent sections 2 and 3).
+AGENT_NAMES = frozenset(
+    {
+        "SERVER_URL",
+        "POLL_INTERVAL",
+        "TIMEOUT",
+        "CLIENT_CERT",
+        "CLIENT_KEY",
+        "CA_CERT",
+        "BREAKGLASS_ENABLED",
+        "BREAKGLASS_FILE",
+        "BREAKGLASS_ROTATION_DAYS",
+        "BREAKGLASS_PASSWORD_TYPE",
+        "BREAKGLASS_BCRYPT_COST",
+        "INSECURE_ALLOW_HTTP_ESCROW",
+        "TOKEN_CACHE_ENABLED",
+        "TOKEN_CACHE_DIR",
+        "TOKEN_CACHE_ISSUER",
+        "TOKEN_CACHE_CLIENT_ID",
+        "HOSTNAME",
+        "SYSLOG",
+        "COLOR",
+    }
+)
+# Read by the test suite only.
+TEST_NAMES = frozenset({"TEST_BACKEND", "TEST_POSTGRES_DSN"})
+
+
+def written(setting: Setting, value: Any) -> str:
+    """A value as it would be written in a file, exact; secrets too, so only for those that are not."""
+    match setting.kind:
+        case Kind.DURATION:
+            return durations.render(value)
+        case Kind.BOOL | Kind.TRISTATE:
+            return "" if value is None else "true" if value else "false"
+        case Kind.LIST:
+            return ", ".join(value)
+        case Kind.NETWORKS:
+            return value if isinstance(value, str) else ", ".join(str(network) for network in value)
+        case Kind.TIME:
+            return "" if value is None else value.strftime("%Y-%m-%dT%H:%M:%SZ")
+        case Kind.MAP:
+            return json.dumps(dict(value), sort_keys=True) if value else ""
+        case Kind.SIZE:
+            for unit, name in ((2**30, "GB"), (2**20, "MB"), (2**10, "KB")):
+                if value and value % unit == 0:
+                    return f"{value // unit}{name}"
+    return str(value)
