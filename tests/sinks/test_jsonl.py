@@ -49,7 +49,7 @@ class Base(SynchronousTestCase):
         self.rotation_failures: list[SinkError] = []
 
     def log(self, **changes: object) -> JsonLog:
-        log = JsonLog(Target(self.path), rotation_failed=self.rotation_failures.append, **changes)  # type: ignore[arg-type]
+        log = JsonLog(Target(self.path), rotation_failed=self.rotation_failures.append, **changes)
         self.addCleanup(log.close)
         return log
 
