@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from identree.core.errors import SchemaTooNew
-from identree.storage.script import Row, Script, Statement
+from identree.storage.script import Statement
 
 # Session advisory lock of deployed versions, held around the run on PostgreSQL.
 ADVISORY_LOCK = 7294829183
@@ -22,7 +22,7 @@ BOOKKEEPING = (
     "CREATE TABLE IF NOT EXISTS schema_migrations "
     "(version INTEGER PRIMARY KEY, description TEXT NOT NULL, applied_at BIGINT NOT NULL)"
 )
-_CURRENT = "SELECT COALESCE(MAX(version), 0) FROM schema_migrations"
+CURRENT = "SELECT COALESCE(MAX(version), 0) FROM schema_migrations"
 _RECORD = (
     "INSERT INTO schema_migrations (version, description, applied_at) VALUES (:version, :description, :applied_at)"
 )
@@ -81,13 +81,6 @@ def migrations(dialect: Dialect) -> tuple[Migration, ...]:
     return tuple(_parse(version, text, dialect) for version, text in found)
 
 
-def current_version() -> Script[int]:
-    """The highest version in the database, creating the bookkeeping table when there is none."""
-    yield BOOKKEEPING, {}
-    [(version,)] = yield _CURRENT, {}
-    return int(version)
-
-
 def pending(current: int, known: Sequence[Migration]) -> list[Migration]:
     """
     What is still to be done.
@@ -111,11 +104,3 @@ def steps(migration: Migration, applied_at: int) -> Iterator[Statement]:
         _RECORD,
         {"version": migration.version, "description": migration.description, "applied_at": applied_at},
     )
-
-
-def apply(migration: Migration, applied_at: int) -> Script[list[Row]]:
-    """The same as a script."""
-    rows: list[Row] = []
-    for step in steps(migration, applied_at):
-        rows = yield step
-    return rows

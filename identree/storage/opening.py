@@ -108,6 +108,21 @@ def open_store(
             readers=readers,
             monotonic=monotonic,
         )
+    elif name in POSTGRES_NAMES:
+        # psycopg2 and txpostgres are an extra
+        from identree.storage.postgres import PostgresDriver
+
+        built = PostgresDriver(
+            reactor,
+            dsn,
+            chain,
+            publisher,
+            bus,
+            applied_at=lambda: int(reactor.seconds()),
+            new_instance=new_instance,
+            connections=max_open_conns,
+            monotonic=monotonic,
+        )
     else:
         raise ValueError(f"unknown database driver {driver!r}; use sqlite or postgres")
     store = _ServedStore(built, publisher, bus, sinks=sinks, retention=retention, genuine=genuine, on_lost=on_lost)

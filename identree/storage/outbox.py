@@ -81,14 +81,16 @@ SAVE_CURSOR = (
     "INSERT INTO sink_cursors (instance, sink, seq) VALUES (:instance, :sink, :seq) "
     "ON CONFLICT (instance, sink) DO UPDATE SET seq = excluded.seq WHERE sink_cursors.seq < excluded.seq"
 )
-_UNSEALED = (
-    "SELECT id, fields, created_at FROM outbox WHERE instance = :instance AND seq IS NULL ORDER BY id LIMIT :limit"
-)
-_SEAL = "UPDATE outbox SET seq = :seq, record = :record, hash = :hash, fields = '' WHERE id = :id AND seq IS NULL"
+_SEAL = "UPDATE outbox SET seq = :seq, record = :record, hash = :hash, fields = '' WHERE id = :id"
 _LOCK_HEAD = (
     "INSERT INTO chain_heads (instance, next_seq, hash) VALUES (:instance, 0, '') "
-    "ON CONFLICT (instance) DO UPDATE SET instance = excluded.instance RETURNING next_seq, hash"
+    "ON CONFLICT (instance) DO UPDATE SET instance = excluded.instance"
 )
+_UNSEALED = """
+SELECT h.next_seq, h.hash, o.id, o.fields FROM chain_heads h JOIN (
+    SELECT id, instance, fields FROM outbox WHERE instance = :instance AND seq IS NULL ORDER BY id LIMIT :limit
+) o ON o.instance = h.instance ORDER BY o.id
+""".strip()
 _AFTER = "SELECT seq, record, hash FROM outbox WHERE instance = :instance AND seq > :seq ORDER BY seq LIMIT :limit"
 _CURSOR = "SELECT seq FROM sink_cursors WHERE instance = :instance AND sink = :sink"
 _IDENTIFY = "INSERT INTO instance_identity (name, instance) VALUES ('default', :instance) ON CONFLICT (name) DO NOTHING"
@@ -157,21 +159,25 @@ def sealed_row(record: Sealed, created_at: int) -> dict[str, object]:
     }
 
 
-def seal_pending(instance: str, version: str, limit: int = BATCH) -> Script[list[Sealed]]:
+def seal_pending(instance: str, version: str, position: int | None = None, limit: int = BATCH) -> Script[list[Sealed]]:
     """
     Give committed events their place in the chain, in the order of their ids. The head's row is the lock: two processes
     that by mistake share an identity still write one chain.
+
+    :param position: the log's cursor, saved on this occasion.
     """
-    [(next_seq, digest)] = yield _LOCK_HEAD, {"instance": instance}
+    yield Do(_LOCK_HEAD, {"instance": instance})
     rows = yield _UNSEALED, {"instance": instance, "limit": limit}
-    head = Head(next_seq, digest)
     records: list[Sealed] = []
-    for id, fields, _ in rows:
-        head, record = audit.seal(head, json.loads(fields), version=version, instance=instance)
-        records.append(record)
-        yield Do(_SEAL, {"id": id, "seq": record.seq, "record": record.plain.decode(), "hash": record.hash})
-    if records:
+    if rows:
+        head = Head(rows[0][0], rows[0][1])
+        for _, _, id, fields in rows:
+            head, record = audit.seal(head, json.loads(fields), version=version, instance=instance)
+            records.append(record)
+            yield Do(_SEAL, {"id": id, "seq": record.seq, "record": record.plain.decode(), "hash": record.hash})
         yield Do(SAVE_HEAD, {"instance": instance, "next_seq": head.next_seq, "hash": head.hash})
+    if position is not None:
+        yield Do(SAVE_CURSOR, {"instance": instance, "sink": LOG, "seq": position})
     return records
 
 

@@ -29,24 +29,19 @@ from twisted.python.failure import Failure
 
 from identree.core import audit
 from identree.core.audit import Head, Sealed
-from identree.core.challenge import Live
 from identree.core.errors import StorageUnavailable
 from identree.core.events import Event
 from identree.storage import migrate, outbox
 from identree.storage.bus import Bus
+from identree.storage.jobs import BUDGET_SECONDS, MOST_OUTSTANDING, Job, has_events, wake_ups
 from identree.storage.outbox import LOG, Chain, Publisher
 from identree.storage.script import Do, Effects, MakeScript, Row, T
 from identree.storage.times import seconds
 
 # Scripts that share one commit: enough to make the fsync cheap, few enough that the first does not wait long.
 MOST_PER_COMMIT = 256
-# Operations accepted and not yet answered, the waiting ones included; more are refused at once.
-MOST_OUTSTANDING = 10_000
 # Reading scripts that one hop takes along.
 MOST_PER_READ = 64
-# Budgets, in seconds (spec/storage section 1): how long a script may wait and work. Each script gets the larger one;
-# the smaller is what health checks allow.
-BUDGET_SECONDS = 5.0
 # Instructions of SQLite's virtual machine between two looks at the clock, about a millisecond.
 _INSTRUCTIONS = 50_000
 _CACHED_STATEMENTS = 256
@@ -147,33 +142,6 @@ def parse_dsn(dsn: str) -> Source:
 
 
 # -- one connection, blocking -----------------------------------------------------------------------------------------
-class Job:
-    """One script on its way through the driver."""
-
-    __slots__ = ("answer", "cancelled", "deadline", "effects", "failure", "make", "result")
-
-    def __init__(self, make: MakeScript[Any], deadline: float) -> None:
-        self.make = make
-        self.deadline = deadline
-        self.answer: Deferred[Any] = Deferred(self._cancel)
-        self.cancelled = False
-        self.result: Any = None
-        self.failure: BaseException | None = None
-        self.effects: list[Effects] = []
-
-    def _cancel(self, _: Deferred[Any]) -> None:
-        # a script in the thread cannot be stopped: it finishes and nobody hears of it
-        self.cancelled = True
-
-    def fire(self) -> None:
-        if self.answer.called:
-            return
-        if self.failure is None:
-            self.answer.callback(self.result)
-        else:
-            self.answer.errback(Failure(self.failure))
-
-
 class Engine:
     """
     Runs batches on one connection. Blocks, so it lives in a thread (or in a test).
@@ -209,16 +177,16 @@ class Engine:
             return self._transaction(jobs)
         except StorageUnavailable as e:
             if len(jobs) == 1:
-                jobs[0].failure = e
+                jobs[0].fail(e)
                 return []
         # One of them cannot be done, or they cannot be done together: each for itself.
         sealed: list[Sealed] = []
         for job in jobs:
-            job.failure, job.result, job.effects = None, None, []
+            job.reset()
             try:
                 sealed += self._transaction([job])
             except StorageUnavailable as e:
-                job.failure, job.effects = e, []
+                job.fail(e)
                 if e.reason == "locked":  # each attempt waits its full time: the rest would wait for ever
                     self._give_up(jobs[jobs.index(job) + 1 :], e)
                     break
@@ -233,19 +201,19 @@ class Engine:
             try:
                 self._run(job, writable=False)
             except StorageUnavailable as e:
-                job.failure = e
+                job.fail(e)
             finally:
                 self._deadline = float("inf")
 
     def _give_up(self, jobs: Sequence[Job], e: StorageUnavailable) -> None:
         for job in jobs:
-            job.failure, job.effects = StorageUnavailable(e.reason), []
+            job.fail(StorageUnavailable(e.reason))
 
     def _wanted(self, job: Job) -> bool:
         if job.cancelled:
             return False
         if self._monotonic() > job.deadline:
-            job.failure = StorageUnavailable("overloaded", "waited too long")
+            job.fail(StorageUnavailable("overloaded", "waited too long"))
             return False
         return True
 
@@ -325,7 +293,7 @@ class Engine:
             self._undo(job, e, saved)
 
     def _undo(self, job: Job, e: BaseException, saved: bool) -> None:
-        job.failure, job.effects = e, []
+        job.fail(e)
         if saved:
             self._execute("ROLLBACK TO script")
             self._execute("RELEASE script")
@@ -403,7 +371,7 @@ def upgrade(connection: sqlite3.Connection, source: Source, applied_at: int) -> 
     tables = {name for (name,) in execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     version = 0
     if "schema_migrations" in tables:
-        [(version,)] = execute("SELECT COALESCE(MAX(version), 0) FROM schema_migrations").fetchall()
+        [(version,)] = execute(migrate.CURRENT).fetchall()
     for migration in migrate.pending(version, known):
         copy = ""
         if source.path and tables:
@@ -461,15 +429,8 @@ class _Deliveries:
         self._publisher = publisher
 
     def committed(self, jobs: Sequence[Job], sealed: Sequence[Sealed], answered: Callable[[int], None]) -> None:
-        lives: list[Live] = []
-        waiting: list[Job] = []
-        for job in jobs:
-            events = False
-            for effects in job.effects:
-                lives.extend(effects.live)
-                events = events or bool(effects.events)
-            if events:
-                waiting.append(job)
+        """:param answered: told how many operations have just been answered."""
+        waiting = [job for job in jobs if has_events(job)] if sealed else []
 
         def answer() -> None:
             answered(len(waiting))
@@ -478,11 +439,9 @@ class _Deliveries:
 
         if sealed:
             self._publisher.publish(sealed, answer)
-        elif waiting:
-            answer()
         # who is woken reads the truth, which is committed
-        self._bus.deliver(lives)
-        others = [job for job in jobs if job not in waiting] if waiting else jobs
+        self._bus.deliver(wake_ups(jobs))
+        others = [job for job in jobs if not has_events(job)] if waiting else jobs
         answered(len(others))
         for job in others:
             job.fire()
@@ -527,7 +486,7 @@ class InlineSqliteDriver:
     def write(self, make: MakeScript[T]) -> Deferred[T]:
         job = Job(make, self._monotonic() + BUDGET_SECONDS)
         if self._engine is None:
-            job.failure = StorageUnavailable("unreachable", "the store is closed")
+            job.fail(StorageUnavailable("unreachable", "the store is closed"))
             job.fire()
         else:
             sealed = self._engine.commit([job])
@@ -537,7 +496,7 @@ class InlineSqliteDriver:
     def read(self, make: MakeScript[T]) -> Deferred[T]:
         job = Job(make, self._monotonic() + BUDGET_SECONDS)
         if self._engine is None:
-            job.failure = StorageUnavailable("unreachable", "the store is closed")
+            job.fail(StorageUnavailable("unreachable", "the store is closed"))
         else:
             self._engine.read([job])
         job.fire()
@@ -616,11 +575,11 @@ class _Lane:
 
     def _broken(self, failure: Failure, jobs: list[Job]) -> None:
         """The connection cannot be used, or the driver has a bug."""
-        error = failure.value
+        error: BaseException = failure.value or RuntimeError("no failure")
         if isinstance(error, sqlite3.Error):
             error = unavailable(error) or error
         for job in jobs:
-            job.failure, job.effects = error, []
+            job.fail(error)
         self._busy -= 1
         if self._waiting:
             self._next()
@@ -735,10 +694,10 @@ class SqliteDriver:
     def _submit(self, lane: _Lane | None, make: MakeScript[T]) -> Deferred[T]:
         job = Job(make, self._monotonic() + BUDGET_SECONDS)
         if lane is None:
-            job.failure = StorageUnavailable("unreachable", "the store is closed")
+            job.fail(StorageUnavailable("unreachable", "the store is closed"))
             job.fire()
         elif self._outstanding >= MOST_OUTSTANDING:
-            job.failure = StorageUnavailable("overloaded", "too many operations wait")
+            job.fail(StorageUnavailable("overloaded", "too many operations wait"))
             job.fire()
         else:
             self._outstanding += 1
