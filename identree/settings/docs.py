@@ -22,8 +22,9 @@ value, and an example of a right one.
 
 The first of these that has a value wins:
 
-1. the environment of the process; a variable set to nothing counts as unset,
-2. `/etc/identree/identree.conf`; a line `KEY=` without a value hides what the TOML file says, so that the default counts,
+1. the environment of the process; a variable set to nothing counts as unset (but for `IDENTREE_LDAP_LISTEN_ADDR`,
+   where nothing is a value and closes the listener),
+2. `/etc/identree/identree.conf`; a line `KEY=` without a value hides what the TOML file says: the default counts,
 3. the TOML file: `IDENTREE_TOML_CONFIG_FILE`, else `/etc/identree/identree.toml`, else a `config.toml` beside it as old
    versions wrote it,
 4. the default.
@@ -48,7 +49,7 @@ end of the file are removed. A file that cannot be read is a mistake, and so are
 | bool | `1 t T TRUE true True` or `0 f F FALSE false False` |
 | bool or unset | the same, or nothing |
 | int | digits, with an optional sign |
-| duration | numbers with units, without blanks: `90s`, `1h30m`, `1.5s`; units `ns us ms s m h`; or `0`. No days, no bare numbers |
+| duration | numbers with units, without blanks: `90s`, `1h30m`; units `ns us ms s m h`; or `0`. No days |
 | size | bytes, or a number with `KB`, `MB` or `GB` (powers of 1024): `100MB` |
 | list | items between commas; in TOML an array |
 | list of networks | as a list: `10.0.0.0/8, ::1/128` |

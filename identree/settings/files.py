@@ -109,7 +109,7 @@ def flatten(document: Mapping[str, object]) -> dict[str, Raw]:
 
 def _raw(value: object) -> Raw:
     if isinstance(value, list):
-        return tuple(_text(item).strip() for item in value)
+        return tuple(text for text in (_text(item).strip() for item in value) if text)
     return _text(value).strip()
 
 

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from identree.core.addresses import Network
 from identree.core.tokens import Keys
+from identree.settings.mask import masked
 from identree.settings.registry import SETTINGS
 
 ENVIRONMENT, CONF, TOML, DEFAULT = "environment", "identree.conf", "toml", "default"
@@ -202,7 +203,7 @@ class Settings:
 
     def __repr__(self) -> str:
         plain = ", ".join(
-            f"{setting.attribute}={getattr(self, setting.attribute)!r}"
+            f"{setting.attribute}={masked(repr(getattr(self, setting.attribute)))}"
             for setting in SETTINGS
             if not setting.secret and self.sources.get(setting.name) != DEFAULT
         )
