@@ -290,7 +290,7 @@ class _Loading:
         shared = values["SHARED_SECRET"]
         if not self._mtls and self._require("SHARED_SECRET") and _length(shared) < MIN_SECRET:
             self._too_short("SHARED_SECRET", shared)
-        if not (shared or values["SESSION_SECRET"] or values["HMAC_SECRET"]):
+        if self._mtls and not (shared or values["SESSION_SECRET"] or values["HMAC_SECRET"]):
             self._wrong("SESSION_SECRET", "is required when there is no shared secret; nobody could sign in without it")
         if values["WEBHOOK_SECRET"] and len(values["WEBHOOK_SECRET"]) < MIN_SECRET:
             self._too_short("WEBHOOK_SECRET", values["WEBHOOK_SECRET"])

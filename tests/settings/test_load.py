@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -213,6 +214,17 @@ class FileTests(SynchronousTestCase):
         self.assertIn("line by line", settings.warnings[0])
         self.assertIn("written by everybody", settings.warnings[1])
 
+    def test_real_files(self) -> None:
+        """From real files: the TOML file is found beside identree.conf."""
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        conf = directory / "identree.conf"
+        conf.write_text("export IDENTREE_LISTEN_ADDR=':1'\n", encoding="utf-8")
+        conf.chmod(0o600)
+        (directory / "config.toml").write_text("[ldap]\nuid_base = 5000\n", encoding="utf-8")
+        settings = load(environment(), conf_path=str(conf))
+        self.assertEqual((settings.listen_addr, settings.ldap_uid_base), (":1", 5000))
+
 
 class SyntaxTests(SynchronousTestCase):
     def test_values(self) -> None:
@@ -342,9 +354,11 @@ class FatalTests(SynchronousTestCase):
         self.assertIn(text, mine[0])
 
     def test_required(self) -> None:
-        """Each part of the minimum is required."""
+        """Each part of the minimum is required, and its absence is one mistake."""
         for name in MINIMUM:
-            self.assertFatal(name, "is required", **{name: ""})
+            e = self.assertRaises(SettingsError, loaded, **{name: ""})
+            [problem] = e.problems
+            self.assertTrue(problem.startswith(f"IDENTREE_{name}: is required"), problem)
 
     def test_base_dn(self) -> None:
         """It is needed only with LDAP, but never longer than 512 bytes."""
