@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from identree import __version__
 
@@ -58,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0
     if command in HOST_COMMANDS:
-        from identree.agent.__main__ import main as agent
+        from identree.agent.main import dispatch
 
-        return agent(words)
+        return dispatch(words)
     if command not in commands:
         print(f"identree: unknown command {command!r}. Try: identree --help", file=sys.stderr)
         return 1
@@ -98,7 +99,7 @@ def _audit(arguments: list[str]) -> int:
     if len(arguments) < 2 or arguments[0] != "verify":
         print("usage: identree audit verify FILE...", file=sys.stderr)
         return 2
-    return verify(arguments[1:], sys.stdout)
+    return verify([Path(name) for name in arguments[1:]], sys.stdout)
 
 
 def _healthcheck(arguments: list[str]) -> int:

@@ -9,11 +9,11 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
 from twisted.application import strports
@@ -33,21 +33,25 @@ from identree.app.health import Check, Health
 from identree.app.hosts import Hosts
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
-from identree.app.people import People
+from identree.app.people import SESSION_LIFE, People
 from identree.app.rules import ClientDefaults, Rules
 from identree.app.statefiles import BadStateFile, StateFile
 from identree.app.waiters import Waiters
-from identree.clients.oidc import OIDCProvider, build_http_client
+from identree.clients.http import build_http_client
+from identree.clients.oidc import OIDCProvider, OIDCSettings
 from identree.core import tokens
 from identree.core.hosts import HostRegistry
 from identree.core.limits import FailureThrottle, SlidingWindow
 from identree.core.policy import Policies
 from identree.serverlog import observer
-from identree.settings.load import Settings, SettingsError, load
+from identree.settings.load import SettingsError, load
+from identree.settings.values import Settings
 from identree.sinks.jsonl import JsonLog, SinkError, parse_target
 from identree.storage.opening import open_store
 from identree.storage.operations import Retention
 from identree.storage.store import SqlStore
+
+T = TypeVar("T")
 
 SWEEP_SECONDS = 10.0
 STATE_FILE_SECONDS = 5.0
@@ -244,11 +248,13 @@ def build(settings: Settings, reactor: Any) -> Identree:
     sinks = ("jsonlog",) if settings.audit_log else ()
     metrics = Metrics(CollectorRegistry(), __version__, sinks)
     monotonic = time.monotonic
-    in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
     reactor.suggestThreadPoolSize(THREADS)
 
     def now() -> datetime:
         return datetime.now(UTC)
+
+    def in_thread(function: Callable[[], T]) -> Deferred[T]:
+        return deferToThreadPool(reactor, reactor.getThreadPool(), function)
 
     keys = tokens.Keys.from_secrets(
         shared=settings.shared_secret, session=settings.session_secret, hmac=settings.hmac_secret
@@ -275,9 +281,13 @@ def build(settings: Settings, reactor: Any) -> Identree:
         version=__version__,
         instance=_instance(settings),
         log=_audit_log(settings, metrics),
-        max_open_conns=settings.database_max_open_conns or 25,
+        max_open_conns=settings.database_max_open_conns,
         readers=settings.read_connections,
-        retention=Retention(age=settings.audit_retention, rows=settings.audit_retention_rows),
+        retention=Retention(
+            browser_sessions=settings.session_max_age + SESSION_LIFE,
+            events=settings.audit_retention,
+            most_events=settings.audit_retention_rows,
+        ),
         genuine=partial(tokens.grace_valid, keys.grace),
         on_log_failure=partial(_log_failed, log, metrics),
         on_log_recovery=partial(log.info, "AUDIT sink works again", sink="jsonlog"),
@@ -319,15 +329,18 @@ def build(settings: Settings, reactor: Any) -> Identree:
         metrics=metrics,
     )
     provider = OIDCProvider(
-        http=build_http_client(reactor, settings.oidc_insecure_skip_verify),
-        clock=reactor,
-        now=now,
-        issuer_url=settings.oidc_issuer_url,
-        public_url=settings.oidc_issuer_public_url,
-        client_id=settings.oidc_client_id,
-        client_secret=settings.oidc_client_secret,
-        redirect_uri=f"{settings.external_url}/callback",
-        leeway=settings.oidc_clock_leeway,
+        OIDCSettings(
+            issuer_url=settings.oidc_issuer_url,
+            public_url=settings.oidc_issuer_public_url,
+            client_id=settings.oidc_client_id,
+            client_secret=settings.oidc_client_secret,
+            redirect_uri=f"{settings.external_url}/callback",
+            leeway_seconds=settings.oidc_clock_leeway.total_seconds(),
+        ),
+        build_http_client(reactor, settings.oidc_insecure_skip_verify),
+        reactor,
+        now,
+        monotonic,
         observe_exchange=metrics.exchange.observe,
     )
     people = People(
@@ -459,9 +472,7 @@ def _audit_log(settings: Settings, metrics: Metrics) -> JsonLog | None:
     target = parse_target(settings.audit_log)
     if target is None:
         return None
-    log = JsonLog(
-        target, max_bytes=settings.audit_log_max_size, max_files=settings.audit_log_max_files
-    )
+    log = JsonLog(target, max_bytes=settings.audit_log_max_size, max_files=settings.audit_log_max_files)
     log.open()
     return log
 

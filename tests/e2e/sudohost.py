@@ -17,7 +17,7 @@ import struct
 import subprocess
 import termios
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -92,18 +92,12 @@ class SudoProcess:
 
     def close(self) -> None:
         if self.status is None:
-            try:
+            with suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
-            try:
+            with suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
-            except ChildProcessError:
-                pass
-        try:
+        with suppress(OSError):
             os.close(self._terminal)
-        except OSError:
-            pass
 
 
 class SudoHost:
