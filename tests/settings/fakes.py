@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
 
 from identree.settings.files import File
 from identree.settings.load import load
@@ -54,3 +58,10 @@ def loaded(
     **variables: str,
 ) -> Settings:
     return load(environment(**variables), read=Files(files or {}, modes).read)
+
+
+def directory(test: SynchronousTestCase) -> Path:
+    """A temporary directory that is gone after the test."""
+    temporary = tempfile.TemporaryDirectory()
+    test.addCleanup(temporary.cleanup)
+    return Path(temporary.name)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from identree.settings.files import MAX_FILE, parse_conf, parse_toml, read_file, read_lines
+from tests.settings.fakes import directory
 
 
 class ConfTests(SynchronousTestCase):
@@ -114,7 +115,7 @@ class TomlTests(SynchronousTestCase):
 class ReadingTests(SynchronousTestCase):
     def test_mode(self) -> None:
         """A file is read with its mode."""
-        path = self.mktemp()
+        path = str(directory(self) / "file")
         with open(path, "wb") as file:
             file.write(b"x")
         os.chmod(path, 0o640)
@@ -123,17 +124,17 @@ class ReadingTests(SynchronousTestCase):
 
     def test_not_a_file(self) -> None:
         """A directory and a missing file are errors; a FIFO nobody writes to does not stop the start."""
-        path = self.mktemp()
+        path = str(directory(self) / "file")
         self.assertRaises(FileNotFoundError, read_file, path)
         os.mkdir(path)
         self.assertRaises(OSError, read_file, path)
-        fifo = self.mktemp()
+        fifo = str(directory(self) / "fifo")
         os.mkfifo(fifo)
         self.assertEqual(read_file(fifo).raw, b"")
 
     def test_too_large(self) -> None:
         """A file beyond the bound is not read."""
-        path = self.mktemp()
+        path = str(directory(self) / "file")
         with open(path, "wb") as file:
             file.truncate(MAX_FILE + 1)
         self.assertRaises(OSError, read_file, path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +14,7 @@ from identree.settings.load import SettingsError, load, no_files
 from identree.settings.parse import parse
 from identree.settings.registry import BY_NAME, SETTINGS
 from identree.settings.show import show
-from tests.settings.fakes import CONF, MINIMUM, OLD_TOML, SECRET, TOML, Files, environment, loaded
+from tests.settings.fakes import CONF, MINIMUM, OLD_TOML, SECRET, TOML, Files, directory, environment, loaded
 
 
 class MinimumTests(SynchronousTestCase):
@@ -216,12 +215,11 @@ class FileTests(SynchronousTestCase):
 
     def test_real_files(self) -> None:
         """From real files: the TOML file is found beside identree.conf."""
-        directory = Path(self.mktemp())
-        directory.mkdir()
-        conf = directory / "identree.conf"
+        place = directory(self)
+        conf = place / "identree.conf"
         conf.write_text("export IDENTREE_LISTEN_ADDR=':1'\n", encoding="utf-8")
         conf.chmod(0o600)
-        (directory / "config.toml").write_text("[ldap]\nuid_base = 5000\n", encoding="utf-8")
+        (place / "config.toml").write_text("[ldap]\nuid_base = 5000\n", encoding="utf-8")
         settings = load(environment(), conf_path=str(conf))
         self.assertEqual((settings.listen_addr, settings.ldap_uid_base), (":1", 5000))
 
