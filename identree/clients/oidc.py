@@ -11,9 +11,11 @@ from __future__ import annotations
 import base64
 import json
 import re
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Generic, TypeVar
 from urllib.parse import SplitResult, quote_plus, urlencode, urlsplit, urlunsplit
 
@@ -28,7 +30,7 @@ from identree.clients import idtoken
 from identree.clients.http import Answer, Fetch, Nonsense, Unanswered, build_http_client
 from identree.core.errors import LoginFailed, ProviderUnavailable
 
-__all__ = ["OIDCProvider", "OIDCSettings", "build_http_client"]
+__all__ = ["OIDCProvider", "build_http_client"]
 
 T = TypeVar("T")
 
@@ -57,22 +59,6 @@ _ERROR_CODE = re.compile(r"[a-z_]{1,40}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OIDCSettings:
-    """
-    :ivar issuer_url: where the server finds the provider.
-    :ivar public_url: where browsers find it, and the ``iss`` of its tokens; empty when it is the same.
-    :ivar leeway_seconds: by which the provider's clock may differ from ours.
-    """
-
-    issuer_url: str
-    client_id: str
-    client_secret: str = field(repr=False)
-    redirect_uri: str
-    public_url: str = ""
-    leeway_seconds: float = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
     """
     What discovery told, with server-side addresses as the server must call them.
@@ -93,22 +79,34 @@ class OIDCProvider(Service):
 
     :param http: anything with treq's ``request``; see :func:`build_http_client`.
     :param clock: an ``IReactorTime``.
+    :param issuer_url: where the server finds the provider; empty: there is none, and nobody can sign in.
+    :param public_url: where browsers find it, and the ``iss`` of its tokens; empty when it is the same.
+    :param leeway: by which the provider's clock may differ from ours.
     :param observe_exchange: told how long each code exchange took, failed ones too, in seconds.
+    :raise ValueError: one of the addresses is no http or https URL.
     """
 
     _log = Logger()
 
     def __init__(
         self,
-        settings: OIDCSettings,
+        *,
         http: Any,
         clock: Any,
         now: Now,
-        monotonic: Monotonic,
-        observe_exchange: Callable[[float], None] = lambda seconds: None,
+        issuer_url: str,
+        client_id: str,
+        client_secret: str,
+        redirect_uri: str,
+        public_url: str = "",
+        leeway: timedelta = timedelta(seconds=60),
+        observe_exchange: Callable[[float], object] = lambda seconds: None,
+        monotonic: Monotonic = time.monotonic,
     ) -> None:
-        self._settings = settings
-        self._names = Names(settings.issuer_url, settings.public_url)
+        self._issuer_url, self._public_url = issuer_url, public_url
+        self._client_id, self._client_secret, self._redirect_uri = client_id, client_secret, redirect_uri
+        self._leeway = leeway
+        self._names = Names(issuer_url, public_url) if issuer_url else None
         self._fetch = Fetch(http, clock)
         self._clock, self._now, self._monotonic = clock, now, monotonic
         self._observe_exchange = observe_exchange
@@ -126,13 +124,14 @@ class OIDCProvider(Service):
     # -- the service --------------------------------------------------------------------------------------------------
     def startService(self) -> None:
         super().startService()
-        if self._settings.public_url:
+        if self._public_url:
             self._log.info(
                 "identity provider: requests go to {internal}, browsers and tokens say {public}",
-                internal=self._settings.issuer_url,
-                public=self._settings.public_url,
+                internal=self._issuer_url,
+                public=self._public_url,
             )
-        self._work = Deferred.fromCoroutine(self._keep_discovering())
+        if self._names is not None:
+            self._work = Deferred.fromCoroutine(self._keep_discovering())
 
     def stopService(self) -> Deferred[None] | None:
         super().stopService()
@@ -163,29 +162,31 @@ class OIDCProvider(Service):
     # -- discovery ----------------------------------------------------------------------------------------------------
     async def _discover(self) -> Metadata:
         """:raise ProviderUnavailable: there is no metadata; what was known before stays in use."""
+        if self._names is None:
+            raise ProviderUnavailable("no identity provider is configured: set IDENTREE_OIDC_ISSUER_URL")
         self._discovered_at = self._monotonic()
+        url = self._names.discovery_url
         try:
-            metadata = self._read_metadata(
-                await self._fetch("GET", self._names.discovery_url, limit=DISCOVERY_LIMIT, seconds=DISCOVERY_SECONDS)
-            )
+            answer = await self._fetch("GET", url, limit=DISCOVERY_LIMIT, seconds=DISCOVERY_SECONDS)
+            metadata = self._read_metadata(self._names, answer)
         except (Unanswered, Nonsense) as e:
             if str(e) != self._trouble:
                 self._log.warn("identity provider: no usable discovery: {reason}", reason=str(e))
             self._trouble = str(e)
             raise ProviderUnavailable(f"discovery: {e}") from None
         if self._trouble or self._metadata is None:
-            self._log.info("identity provider: discovered {issuer}", issuer=self._settings.issuer_url)
+            self._log.info("identity provider: discovered {issuer}", issuer=self._issuer_url)
         self._trouble, self._suspected = "", False
         if self._metadata is None or metadata.jwks_uri != self._metadata.jwks_uri:
             self._keys, self._keys_at = None, float("-inf")
         self._metadata = metadata
         return metadata
 
-    def _read_metadata(self, answer: Answer) -> Metadata:
+    def _read_metadata(self, names: Names, answer: Answer) -> Metadata:
         """OpenID Connect Discovery 1.0 section 4.3. :raise Nonsense: with what is wrong."""
         document = _json_object(answer)
         issuer = document.get("issuer")
-        if not self._settings.public_url and issuer != self._settings.issuer_url:
+        if not self._public_url and issuer != self._issuer_url:
             raise Nonsense(
                 f"it calls itself {str(issuer)[:200]!r}; IDENTREE_OIDC_ISSUER_URL must be exactly that "
                 "(or set IDENTREE_OIDC_ISSUER_PUBLIC_URL)"
@@ -193,9 +194,9 @@ class OIDCProvider(Service):
         try:
             methods = document.get("token_endpoint_auth_methods_supported")
             return Metadata(
-                authorization_endpoint=self._names.for_browsers(document.get("authorization_endpoint")),
-                token_endpoint=self._names.for_server(document.get("token_endpoint")),
-                jwks_uri=self._names.for_server(document.get("jwks_uri")),
+                authorization_endpoint=names.for_browsers(document.get("authorization_endpoint")),
+                token_endpoint=names.for_server(document.get("token_endpoint")),
+                jwks_uri=names.for_server(document.get("jwks_uri")),
                 secret_in_body=isinstance(methods, list)
                 and "client_secret_post" in methods
                 and "client_secret_basic" not in methods,
@@ -221,8 +222,8 @@ class OIDCProvider(Service):
         query = urlencode(
             {
                 "response_type": "code",
-                "client_id": self._settings.client_id,
-                "redirect_uri": self._settings.redirect_uri,
+                "client_id": self._client_id,
+                "redirect_uri": self._redirect_uri,
                 "scope": SCOPES,
                 "state": state,
                 "nonce": nonce,
@@ -244,16 +245,18 @@ class OIDCProvider(Service):
         claims = await self._verified(token)
         idtoken.check(
             claims,
-            issuer=self._settings.public_url or self._settings.issuer_url,
-            client_id=self._settings.client_id,
+            issuer=self._public_url or self._issuer_url,
+            client_id=self._client_id,
             nonce=nonce,
             now=self._now(),
-            leeway_seconds=self._settings.leeway_seconds,
+            leeway_seconds=self._leeway.total_seconds(),
         )
         return idtoken.identity(claims)
 
     async def probe(self) -> bool:
         """Whether the provider answers its discovery address within 2 s; for ``/healthz``. Never raises."""
+        if self._names is None:
+            return False
         try:
             answer = await self._fetch("GET", self._names.discovery_url, limit=0, seconds=PROBE_SECONDS)
         except (Unanswered, Nonsense):
@@ -266,7 +269,7 @@ class OIDCProvider(Service):
         grant = {
             "grant_type": "authorization_code",
             "code": code,
-            "redirect_uri": self._settings.redirect_uri,
+            "redirect_uri": self._redirect_uri,
             "code_verifier": verifier,
         }
         in_body = metadata.secret_in_body if self._secret_in_body is None else self._secret_in_body
@@ -295,7 +298,7 @@ class OIDCProvider(Service):
     async def _token_request(
         self, metadata: Metadata, grant: dict[str, str], deadline: float, *, in_body: bool
     ) -> Answer:
-        client_id, secret = self._settings.client_id, self._settings.client_secret
+        client_id, secret = self._client_id, self._client_secret
         headers = {}
         if in_body:
             grant = {**grant, "client_id": client_id, "client_secret": secret}

@@ -61,7 +61,7 @@ class Stretch:
         return self.first_seq == other.last_seq + 1 and self.first_prev == other.last_hash
 
 
-def verify(paths: Sequence[Path], out: TextIO) -> int:
+def verify(paths: Sequence[str | Path], out: TextIO) -> int:
     """
     Check the logs and say what they hold, naming the first bad record with its file, line and number.
 
@@ -69,7 +69,7 @@ def verify(paths: Sequence[Path], out: TextIO) -> int:
     :returns: 0 verified, 1 something is bad, 2 a file cannot be read.
     """
     try:
-        files = _in_order(paths)
+        files = _in_order([Path(path) for path in paths])
         check = _Check(files)
         check.run()
     except (OSError, EOFError, zlib.error) as e:
@@ -168,7 +168,11 @@ class _Check:
                     reached = max(reached, stretch.last_seq)
             else:
                 stretches.sort(key=lambda s: s.first)
-                wanted.update((instance, stretch.last_seq) for stretch in stretches if stretch.first_seq)
+                for before, stretch in zip([None, *stretches], stretches, strict=False):
+                    if stretch.first_seq:
+                        wanted.add((instance, stretch.last_seq))
+                    if stretch.first_seq and before is not None and before.last_seq < stretch.last_seq:
+                        wanted.add((instance, before.last_seq))
         if wanted:
             for _, link in self._links(tell=False):
                 if (link.instance, link.seq) in wanted:
@@ -283,33 +287,38 @@ class _Check:
         what = f"another record of this number stands at {self._at(other)}, and differs: one was changed or inserted"
         return Problem(one, seq, what)
 
-    # -- records without an identity: deployed versions begin anew at every start -----------------------------------
+    # -- records without an identity: deployed versions begin anew at every start; identree goes on ------------------
     def _check_runs(self, stretches: list[Stretch]) -> None:
-        oldest = stretches[0]
         runs = [stretch for stretch in stretches if stretch.first_seq == 0]
-        orphans = [stretch for stretch in stretches if stretch.first_seq]
         heads = {(stretch.last_seq, stretch.last_hash) for stretch in stretches}
-        for position, orphan in enumerate(orphans):
-            if (orphan.first_seq - 1, orphan.first_prev) in heads:
-                continue  # goes on in a file that was read before
-            if orphan is oldest:
-                self._note_beginning("the oldest run", orphan)
+        for position, stretch in enumerate(stretches):
+            if stretch.first_seq == 0 or (stretch.first_seq - 1, stretch.first_prev) in heads:
                 continue
-            if self._hashes["", orphan.last_seq][orphan.last_hash] > 1:
-                self._repeated += orphan.count
+            if position == 0:
+                self._note_beginning("the oldest run", stretch)
                 continue
-            before = max((s for s in stretches if s.last < orphan.first), key=lambda s: s.last, default=None)
-            if before is not None and before.last_seq < orphan.first_seq:
-                self._break(before, orphan, orphans[position + 1] if position + 1 < len(orphans) else None)
+            before = stretches[position - 1]
+            after = stretches[position + 1] if position + 1 < len(stretches) else None
+            if self._stands_twice(stretch):
+                self._repeated += stretch.count
+            elif before.first_seq <= stretch.first_seq <= before.last_seq < stretch.last_seq:
+                if self._stands_twice(before):  # a crash repeated the end of the one, and the other goes on from there
+                    self._repeated += before.last_seq - stretch.first_seq + 1
+                else:
+                    self._problems.append(self._difference(stretch, until=before.last_seq))
+            elif before.last_seq < stretch.first_seq:
+                self._break(before, stretch, after)
             else:
-                what = (
-                    "it follows no record of these files: it was inserted or changed, or those before it were removed"
-                )
-                self._problems.append(Problem(orphan.first, orphan.first_seq, what))
+                what = "it follows no record of these files: it was inserted, or changed, or those before it removed"
+                self._problems.append(Problem(stretch.first, stretch.first_seq, what))
         for run in runs[:MAX_PRINTED]:
             self._summary.append(f"run from {run.started}: begins at {self._at(run.first)}")
         if len(runs) > MAX_PRINTED:
             self._summary.append(f"and {len(runs) - MAX_PRINTED} more runs")
+
+    def _stands_twice(self, stretch: Stretch) -> bool:
+        """Whether its end stands elsewhere too, and so all that leads there."""
+        return self._hashes[stretch.instance, stretch.last_seq][stretch.last_hash] > 1
 
     # -- the answer ---------------------------------------------------------------------------------------------------
     def _note_beginning(self, name: str, stretch: Stretch) -> None:

@@ -20,7 +20,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from identree.app.ports import Identity
-from identree.clients.oidc import Names, OIDCProvider, OIDCSettings
+from identree.clients.oidc import Names, OIDCProvider
 from identree.core.errors import LoginFailed, ProviderUnavailable
 from tests.clients.provider import (
     CLIENT_ID,
@@ -58,12 +58,12 @@ class Base(SynchronousTestCase):
     def build(self, **changes: Any) -> OIDCProvider:
         values = {"issuer_url": ISSUER, "client_id": CLIENT_ID, "client_secret": SECRET, "redirect_uri": REDIRECT}
         return OIDCProvider(
-            OIDCSettings(**{**values, **changes}),
-            StubTreq(self.provider),
-            self.clock,
+            http=StubTreq(self.provider),
+            clock=self.clock,
             now=lambda: NOW,
             monotonic=self.clock.seconds,
             observe_exchange=self.durations.append,
+            **{**values, **changes},
         )
 
     def start(self) -> None:
@@ -185,10 +185,13 @@ class FlowTests(Base):
         self.failureResultOf(self.redeem(), LoginFailed)
         self.assertEqual(self.durations, [0.0, 0.0])
 
-    def test_secret_not_shown(self) -> None:
-        """The settings do not show the secret."""
-        shown = repr(OIDCSettings(issuer_url=ISSUER, client_id="x", client_secret=SECRET, redirect_uri=REDIRECT))
-        self.assertNotIn("s3cr3t", shown)
+    def test_not_configured(self) -> None:
+        """Without a provider there is no sign-in, and nothing is asked."""
+        self.client = self.build(issuer_url="")
+        self.start()
+        self.unavailable(self.url(), "set IDENTREE_OIDC_ISSUER_URL")
+        self.assertFalse(self.successResultOf(Deferred.fromCoroutine(self.client.probe())))
+        self.assertEqual(self.provider.asked, [])
 
 
 class DiscoveryTests(Base):

@@ -155,6 +155,19 @@ class RunTests(Base):
         self.file("audit.log", lines([*self.first, *self.second[2:]]))
         self.bad("audit.log:6, seq 2", "follows no record")
 
+    def test_written_again(self) -> None:
+        """Records that a crash repeated are fine here, too."""
+        records = sealed(10, instance="")
+        self.file("audit.log", lines([*records[:7], *records[4:]]))
+        self.assertIn("note: 3 records stand there more than once", self.whole())
+
+    def test_rewritten(self) -> None:
+        """A chain that was recomputed from some record on differs from what was written before."""
+        records = sealed(10, instance="")
+        forged = sealed(6, instance="", head=audit.Head(4, records[3].hash), reason="forged")
+        self.file("audit.log", lines([*records[:7], *forged]))
+        self.bad("audit.log:5, seq 4", f"another record of this number stands at {self.path}:8")
+
     def test_copy(self) -> None:
         """A copy of a part of a run is fine."""
         self.file("audit.log", lines(self.first))
