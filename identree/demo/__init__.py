@@ -1,0 +1,1 @@
+"""A loopback-only identity provider for ``make demo`` and for tests. It never runs in a real installation."""
