@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 MAX_PROC_BYTES = 262144
 
 _SUDO_NAMES = ("sudo", "sudo-rs", "sudo.ws")
-_SUDO_SERVICES = ("sudo", "sudo-i")
+# A site may give some users a PAM service of its own (``pam_service`` in sudoers); ``sudo-i`` is sudo's own second one.
+_SUDO_SERVICE = "sudo"
+_SUDO_SERVICE_PREFIX = "sudo-"
 _WANTED = ("SUDO_REASON", "TERM", "NO_COLOR", "LANG", "LC_ALL", "LC_MESSAGES", "LC_CTYPE", "SSH_CONNECTION")
+
+# What Python itself puts into LC_CTYPE when it cannot use the locale (PEP 538); it says nothing about the terminal.
+_COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
 
 # sudo's options that take a word (sudo(8)), and those that say nothing about what will run as whom.
 _WITH_WORD = "CDgahpRrtTUuc"
@@ -43,15 +48,17 @@ class Caller:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.pid = os.getppid()
-        self.is_sudo = environ.get("PAM_SERVICE", "") in _SUDO_SERVICES and _executable(self.pid) in _SUDO_NAMES
+        service = environ.get("PAM_SERVICE", "")
+        for_sudo = service == _SUDO_SERVICE or service.startswith(_SUDO_SERVICE_PREFIX)
+        self.is_sudo = for_sudo and _executable(self.pid) in _SUDO_NAMES
         self.environ = {key: environ[key] for key in _WANTED if key in environ}
+        if self.environ.get("LC_CTYPE") in _COERCED and self.environ.get("LANG", "C") not in ("C", "POSIX"):
+            del self.environ["LC_CTYPE"]
         self.command, self.interactive, self.cwd = clean(environ.get("SUDO_COMMAND", "")), True, ""
         if self.is_sudo:
-            for item in _read(f"/proc/{self.pid}/environ").split(b"\0"):
-                key, _, value = item.partition(b"=")
-                name = key.decode("ascii", "replace")
-                if name in _WANTED:
-                    self.environ[name] = value.decode("utf-8", "replace")
+            theirs = _read(f"/proc/{self.pid}/environ")
+            if theirs:
+                self.environ = _wanted(theirs)
             raw = _read(f"/proc/{self.pid}/cmdline").rstrip(b"\0")
             argv = [word.decode("utf-8", "replace") for word in raw.split(b"\0")] if raw else []
             self.command, self.interactive = parse_sudo(argv)
@@ -106,6 +113,17 @@ def parse_sudo(argv: list[str]) -> tuple[str, bool]:
     if telling or not words:
         words = [os.path.basename(argv[0]), *argv[1:]]
     return clean(" ".join(map(_quote, words)), 2000), interactive
+
+
+def _wanted(block: bytes) -> dict[str, str]:
+    """The variables of interest in a process's environment block."""
+    found = {}
+    for item in block.split(b"\0"):
+        key, _, value = item.partition(b"=")
+        name = key.decode("ascii", "replace")
+        if name in _WANTED:
+            found[name] = value.decode("utf-8", "replace")
+    return found
 
 
 def _quote(word: str) -> str:
