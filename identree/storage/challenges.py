@@ -52,7 +52,7 @@ _COUNT_PENDING = "SELECT COUNT(*) FROM challenges WHERE status = 'pending' AND e
 _INSERT = (
     f"INSERT INTO challenges ({_COLUMNS}) VALUES (:"  # noqa: S608 - a constant
     + ", :".join(name.strip() for name in _COLUMNS.split(","))
-    + ") ON CONFLICT (user_code) DO NOTHING RETURNING 1"
+    + ")"
 )
 
 _BY_ID = f"SELECT {_COLUMNS} FROM challenges WHERE id = :id"  # noqa: S608
@@ -218,7 +218,7 @@ def to_row(challenge: Challenge) -> dict[str, object]:
 def create(
     username: str,
     hostname: str,
-    codes: Sequence[str],
+    code: str,
     opening: Opening,
     caps: Caps,
     now: datetime,
@@ -227,7 +227,9 @@ def create(
 ) -> Script[Step]:
     """
     :raise TooManyPending: a cap is reached.
-    :raise StorageUnavailable: every one of ``codes`` is taken.
+
+    The driver raises :class:`~identree.storage.script.Taken` when another challenge has this code: the insertion
+    travels with the commit, and asking first would cost every creation a round trip for what happens once in 10^14.
     """
     at = seconds(now)
     yield Owner(username)
@@ -246,12 +248,8 @@ def create(
     if grace_expiry is not None:
         grace = GraceSession(username=username, hostname=hostname, expires_at=instant(grace_expiry), mac=grace_mac)
     state = OwnerState(revoked_at=instant_or_none(revoked_at), host_rotated_at=instant_or_none(rotated_at), grace=grace)
-    for code in codes:
-        step = opening(code, state)
-        if (yield _INSERT, to_row(step.challenge)):
-            break
-    else:
-        raise StorageUnavailable("error", f"none of {len(codes)} user codes is free")
+    step = opening(code, state)
+    yield Do(_INSERT, to_row(step.challenge))
     yield from _consequences(step, grace, keeps)
     return step
 

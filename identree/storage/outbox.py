@@ -81,7 +81,12 @@ SAVE_CURSOR = (
     "INSERT INTO sink_cursors (instance, sink, seq) VALUES (:instance, :sink, :seq) "
     "ON CONFLICT (instance, sink) DO UPDATE SET seq = excluded.seq WHERE sink_cursors.seq < excluded.seq"
 )
-_SEAL = "UPDATE outbox SET seq = :seq, record = :record, hash = :hash, fields = '' WHERE id = :id"
+# One statement for the whole pass; only PostgreSQL has unsealed rows.
+_SEAL = """
+UPDATE outbox SET seq = sealed.seq, record = sealed.record, hash = sealed.hash, fields = ''
+FROM json_to_recordset(CAST(:records AS json)) AS sealed (id BIGINT, seq BIGINT, record TEXT, hash TEXT)
+WHERE outbox.id = sealed.id
+""".strip()
 _LOCK_HEAD = (
     "INSERT INTO chain_heads (instance, next_seq, hash) VALUES (:instance, 0, '') "
     "ON CONFLICT (instance) DO UPDATE SET instance = excluded.instance"
@@ -169,12 +174,14 @@ def seal_pending(instance: str, version: str, position: int | None = None, limit
     yield Do(_LOCK_HEAD, {"instance": instance})
     rows = yield _UNSEALED, {"instance": instance, "limit": limit}
     records: list[Sealed] = []
+    sealed: list[dict[str, object]] = []
     if rows:
         head = Head(rows[0][0], rows[0][1])
         for _, _, id, fields in rows:
             head, record = audit.seal(head, json.loads(fields), version=version, instance=instance)
             records.append(record)
-            yield Do(_SEAL, {"id": id, "seq": record.seq, "record": record.plain.decode(), "hash": record.hash})
+            sealed.append({"id": id, "seq": record.seq, "record": record.plain.decode(), "hash": record.hash})
+        yield Do(_SEAL, {"records": json.dumps(sealed)})
         yield Do(SAVE_HEAD, {"instance": instance, "next_seq": head.next_seq, "hash": head.hash})
     if position is not None:
         yield Do(SAVE_CURSOR, {"instance": instance, "sink": LOG, "seq": position})

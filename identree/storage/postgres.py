@@ -5,8 +5,8 @@ A round trip costs more than a statement, so statements whose rows nobody wants 
 owner's lock and the first question go together, and so do the last writes, the events, ``NOTIFY`` and ``COMMIT``. Each
 statement of such a message has its own snapshot, so what is read behind the lock is the truth.
 
-``NOTIFY`` is part of the business transaction and carries an id, never state. Events are sealed in a second small
-transaction; while one runs, later commits wait for the next and share it.
+Events are sealed in a second small transaction; while one runs, later commits wait for the next and share it. The same
+transaction tells the other replicas by ``NOTIFY``, which carries an id, never state.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import re
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg2
+import psycopg2.errors
+from psycopg2.extensions import POLL_READ, POLL_WRITE
 from psycopg2.extensions import parse_dsn as libpq_parse
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -38,7 +41,7 @@ from identree.storage import migrate, outbox
 from identree.storage.bus import RESYNC, Bus
 from identree.storage.jobs import BUDGET_SECONDS, MOST_OUTSTANDING, Job, has_events, wake_ups
 from identree.storage.outbox import LOG, Chain, Publisher
-from identree.storage.script import Do, Effects, MakeScript, Owner, OwnerOf, Row, Script, T
+from identree.storage.script import Do, Effects, MakeScript, Owner, OwnerOf, Row, Script, T, Taken
 
 # The class of the per-owner advisory locks: any constant that all replicas share.
 OWNER_LOCKS = 7_294_829
@@ -97,6 +100,13 @@ def unavailable(e: BaseException) -> StorageUnavailable | None:
         return StorageUnavailable(_REASONS[e.pgcode], e.pgcode)
     if lost(e):
         return StorageUnavailable("unreachable", type(e).__name__)
+    return None
+
+
+def taken(e: BaseException) -> Taken | None:
+    """Whether it is the user code that exists already."""
+    if isinstance(e, psycopg2.errors.UniqueViolation) and "user_code" in (e.diag.constraint_name or ""):
+        return Taken()
     return None
 
 
@@ -172,26 +182,89 @@ def translate(sql: str) -> tuple[str, str]:
 
 class _Connection(txpostgres.Connection):  # type: ignore[misc]
     """
-    A connection whose loss is an event and not an error in the reactor's log.
-
-    txpostgres only finds out when it polls, and then raises where nobody can catch it.
+    txpostgres connects; queries go straight to psycopg2, with the descriptor registered all the time: the library's
+    cursors register anew twice per query, which costs as much as the query. The loss of the connection is an event
+    here and not an exception where nobody can catch it.
     """
 
     def __init__(self, reactor: Any, on_lost: Callable[[_Connection], None]) -> None:
         super().__init__(reactor=reactor)
         self._on_lost: Callable[[_Connection], None] | None = on_lost
         self.on_notify: Callable[[str, str], None] = lambda channel, payload: None
-        self._ours: Any = None
+        self._cursor: Any = None
+        self._answer: Deferred[list[Row]] | None = None
 
     @property
     def usable(self) -> bool:
         return self._connection is not None and not self._connection.closed
 
-    def doRead(self) -> None:
+    async def open(self, parameters: Mapping[str, Any]) -> None:
+        """:raise psycopg2.Error, ConnectionDone: there is no connection."""
+        await self.connect(**parameters)
+        self._cursor = self._connection.cursor()
+
+    def text(self, sql: str, parameters: Mapping[str, object]) -> bytes:
+        """The statement with its parameters written in."""
+        with_parameters, bare = translate(sql)
+        if not parameters:
+            return bare.encode()
+        text: bytes = self._cursor.mogrify(with_parameters, parameters)
+        return text
+
+    def query(self, text: bytes) -> Deferred[list[Row]]:
+        """
+        One round trip; fires with the rows of the last statement in it. One at a time.
+
+        :raise psycopg2.Error, ConnectionDone: also through the Deferred.
+        """
+        if self._answer is not None:
+            raise RuntimeError("a query is under way on this connection")
+        if not self.usable:
+            raise ConnectionDone
+        self._cursor.execute(text)
+        answer = self._answer = Deferred()
+        self._advance()
+        return answer
+
+    def _advance(self) -> None:
         try:
+            state = self._connection.poll()
+            if state == POLL_READ:
+                return
+            if state == POLL_WRITE:
+                self.reactor.addWriter(self)
+                return
+            cursor = self._cursor
+            rows = cursor.fetchall() if self._answer is not None and cursor.description else []
+        except psycopg2.Error as e:
+            answer, self._answer = self._answer, None
+            if answer is None or not self.usable:
+                self.abandon()
+            if answer is not None:
+                answer.errback(Failure(e))
+            return
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.callback(rows)
+
+    def doRead(self) -> None:
+        if self._pollingD is not None:  # connecting
             super().doRead()
-        except psycopg2.Error:
+            return
+        if not self.usable:
             self.abandon()
+            return
+        self._advance()
+        if self.usable and self._connection.notifies:
+            self.checkForNotifies()
+
+    def doWrite(self) -> None:
+        if self._pollingD is not None:
+            super().doWrite()
+            return
+        self.reactor.removeWriter(self)
+        if self.usable:
+            self._advance()
 
     def checkForNotifies(self) -> None:
         # as they come and in order; the library's cooperator would take the global reactor
@@ -201,36 +274,23 @@ class _Connection(txpostgres.Connection):  # type: ignore[misc]
             self.on_notify(notify.channel, notify.payload)
 
     def connectionLost(self, reason: Failure) -> None:
-        try:
+        with suppress(psycopg2.Error):  # txpostgres polls once more
             super().connectionLost(reason)
-        except psycopg2.Error:
-            self.abandon()
+        self.abandon()
 
     def abandon(self) -> None:
         """Close it; whatever waits for an answer fails with ConnectionDone."""
-        on_lost, self._on_lost = self._on_lost, None
-        if self._connection is not None:
+        if self._connection is not None and not self._connection.closed:
             self.close()
+        elif self._connection is not None:
+            self.reactor.removeReader(self)
+            self.reactor.removeWriter(self)
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.errback(Failure(ConnectionDone()))
+        on_lost, self._on_lost = self._on_lost, None
         if on_lost is not None:
             on_lost(self)
-
-    def text(self, sql: str, parameters: Mapping[str, object]) -> bytes:
-        """The statement with its parameters written in."""
-        if self._ours is None:
-            self._ours = self.cursor()
-        with_parameters, bare = translate(sql)
-        if not parameters:
-            return bare.encode()
-        text: bytes = self._ours.mogrify(with_parameters, parameters)
-        return text
-
-    async def query(self, text: bytes) -> list[Row]:
-        """One round trip; the rows of the last statement in it."""
-        if self._ours is None:
-            self._ours = self.cursor()
-        cursor = self._ours
-        await cursor.execute(text)
-        return cursor.fetchall() if cursor.description else []
 
 
 class PostgresDriver:
@@ -272,6 +332,8 @@ class PostgresDriver:
         self._waiting: deque[Job] = deque()
         self._outstanding = 0
         self._unsealed: list[Job] = []
+        # effects of committed operations that the other replicas have not been told of
+        self._untold: list[Effects] = []
         self._sealing: Deferred[None] | None = None
         self._seal_again: Any = None
         self._quiet: list[Deferred[None]] = []
@@ -428,7 +490,7 @@ class PostgresDriver:
                 again = code in _REPEAT or (gone and not (isinstance(job, _Writing) and job.committing))
                 if again and attempt + 1 < ATTEMPTS and self._monotonic() < job.deadline:
                     continue
-                job.fail(unavailable(e) or e)
+                job.fail(unavailable(e) or taken(e) or e)
                 return connection
             except StorageUnavailable as e:  # no connection to be had
                 job.fail(e)
@@ -500,31 +562,55 @@ class PostgresDriver:
         return connection
 
     def _append_effects(self, job: Job, message: list[bytes], connection: _Connection) -> None:
+        """
+        What commits with the script. Where there are events, the wake-ups of other replicas commit with their sealing:
+        NOTIFY holds a lock of the whole server until the commit is on disk; business transactions would queue up.
+        """
         instance = self._publisher.instance
-        for effects in job.effects:
-            for event in effects.events:
-                message.append(connection.text(outbox.INSERT_UNSEALED, outbox.unsealed_row(instance, event)))
-            for live in effects.live:
-                body = {"user": live.username, "event": live.event, "origin": self._origin}
+        events = [event for effects in job.effects for event in effects.events]
+        for event in events:
+            message.append(connection.text(outbox.INSERT_UNSEALED, outbox.unsealed_row(instance, event)))
+        if not events:
+            message += self._notifications(connection, job.effects)
+
+    def _notifications(self, connection: _Connection, effects: Sequence[Effects]) -> list[bytes]:
+        """Statements that tell the other replicas."""
+        short: dict[str, list[str]] = {SSE: [], CLUSTER: []}
+        statements: list[bytes] = []
+        for channel, body in self._bodies(effects):
+            payload = json.dumps(body, separators=(",", ":"))
+            if len(payload) <= LONGEST_PAYLOAD:
+                short[channel].append(payload)
+            else:
+                row = {"channel": channel, "payload": payload, "created_at": self._applied_at()}
+                statements.append(connection.text(_NOTIFY_LONG, row))
+        for channel, payloads in short.items():
+            if payloads:
+                values = {"channel": channel, "payloads": json.dumps(payloads)}
+                statements.append(connection.text(_NOTIFY, values))
+        return statements
+
+    def _bodies(self, effects: Sequence[Effects]) -> Iterator[tuple[str, dict[str, object]]]:
+        for effect in effects:
+            for live in effect.live:
+                body: dict[str, object] = {"user": live.username, "event": live.event, "origin": self._origin}
                 if live.challenge_id:
                     body["challenge"] = live.challenge_id
-                message.append(self._notify(connection, SSE, body))
-            for extra in effects.cluster:
-                message.append(self._notify(connection, CLUSTER, {**extra, "origin": self._origin}))
-
-    def _notify(self, connection: _Connection, channel: str, body: Mapping[str, object]) -> bytes:
-        payload = json.dumps(body, separators=(",", ":"))
-        if len(payload) <= LONGEST_PAYLOAD:
-            return connection.text(_NOTIFY, {"channel": channel, "payload": payload})
-        return connection.text(_NOTIFY_LONG, {"channel": channel, "payload": payload, "created_at": self._applied_at()})
+                yield SSE, body
+            for extra in effect.cluster:
+                yield CLUSTER, {**extra, "origin": self._origin}
 
     def _done(self, job: Job) -> None:
         """It is committed, or it has failed."""
         if job.failure is not None or not job.effects:
             self._answer(job)
             return
+        if isinstance(job, _Sealing):
+            self._answer(job)
+            return
         if has_events(job):
             self._unsealed.append(job)
+            self._untold.extend(job.effects)
             self._seal()
         else:
             self._answer(job)
@@ -579,16 +665,26 @@ class PostgresDriver:
         """Goes ahead of what waits: all who have committed wait for it."""
         publisher = self._publisher
         position = publisher.position if publisher.position > publisher.saved_position else None
-        job = _Writing(
-            lambda: outbox.seal_pending(publisher.instance, self._chain.version, position),
-            self._monotonic() + BUDGET_SECONDS,
-        )
+        untold, self._untold = self._untold, []
+
+        def seal() -> Script[list[Sealed]]:
+            records = yield from outbox.seal_pending(publisher.instance, self._chain.version, position)
+            for effects in untold:
+                yield Effects(live=effects.live, cluster=effects.cluster)
+            return records
+
+        job = _Sealing(seal, self._monotonic() + BUDGET_SECONDS)
         self._outstanding += 1
         self._waiting.appendleft(job)
         if self._workers < self._size:
             self._workers += 1
             Deferred.fromCoroutine(self._work()).addErrback(self._bug)
-        records: list[Sealed] = await job.answer
+        try:
+            records: list[Sealed] = await job.answer
+        except StorageUnavailable:
+            # a lost wake-up costs time and not truth: a few are worth keeping
+            self._untold = (untold + self._untold)[-outbox.BATCH :]
+            raise
         if position is not None:
             publisher.saved_position = position
         return records
@@ -625,7 +721,7 @@ class PostgresDriver:
         watchdog = self._reactor.callLater(CONNECT_SECONDS, connection.abandon)
         try:
             await self._resolve(parameters)
-            await connection.connect(**parameters)
+            await connection.open(parameters)
             lock_timeout = min(LOCK_TIMEOUT_MS, statement_timeout)
             await connection.query(
                 f"SET statement_timeout = {statement_timeout}; SET lock_timeout = {lock_timeout}; "
@@ -774,6 +870,12 @@ class _Writing(Job):
         self.committing = False
 
 
+class _Sealing(_Writing):
+    """The second small transaction."""
+
+    __slots__ = ()
+
+
 class _Answers:
     """Answers operations when the publisher says so."""
 
@@ -803,7 +905,7 @@ def _message(id: int, topic: str) -> Script[str | None]:
 
 _LOCK_OWNER = "SELECT pg_advisory_xact_lock(:class, hashtext(:username))"
 _LOCK_OWNER_OF = "SELECT pg_advisory_xact_lock(:class, hashtext(username)) FROM challenges WHERE id = :id"
-_NOTIFY = "SELECT pg_notify(:channel, :payload)"
+_NOTIFY = "SELECT pg_notify(:channel, payload) FROM json_array_elements_text(CAST(:payloads AS json)) AS p (payload)"
 _NOTIFY_LONG = (
     "WITH message AS (INSERT INTO cluster_messages (topic, payload, created_at) "
     "VALUES (:channel, :payload, :created_at) RETURNING id) "

@@ -36,6 +36,10 @@ class Do:
         self.parameters = parameters
 
 
+class Taken(Exception):
+    """A driver says: the user code that a script inserted exists already. Nothing was done."""
+
+
 class Owner:
     """
     Serialise with everything else that concerns this person until the transaction ends (spec/storage section 8).

@@ -35,7 +35,7 @@ from identree.storage import migrate, outbox
 from identree.storage.bus import Bus
 from identree.storage.jobs import BUDGET_SECONDS, MOST_OUTSTANDING, Job, has_events, wake_ups
 from identree.storage.outbox import LOG, Chain, Publisher
-from identree.storage.script import Do, Effects, MakeScript, Row, T
+from identree.storage.script import Do, Effects, MakeScript, Row, T, Taken
 from identree.storage.times import seconds
 
 # Scripts that share one commit: enough to make the fsync cheap, few enough that the first does not wait long.
@@ -285,7 +285,8 @@ class Engine:
             reason = unavailable(e)
             if reason is not None:
                 raise reason from e
-            self._undo(job, e, saved)
+            code_taken = getattr(e, "sqlite_errorcode", 0) == sqlite3.SQLITE_CONSTRAINT_UNIQUE and "user_code" in str(e)
+            self._undo(job, Taken() if code_taken else e, saved)
         except StorageUnavailable as e:
             # a script's own: it concerns nobody else
             self._undo(job, e, saved)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from twisted.internet.defer import Deferred
 
 from identree.core.challenge import Challenge, GraceSession, HistoryEntry, Live, Step
+from identree.core.errors import StorageUnavailable
 from identree.core.events import Event
 from identree.storage import challenges, grace, history, logins, operations, outbox
 from identree.storage.bus import Bus
@@ -24,7 +26,7 @@ from identree.storage.interface import (
 )
 from identree.storage.operations import Retention
 from identree.storage.outbox import LOG, Outbox, Publisher
-from identree.storage.script import Driver, MakeScript, T
+from identree.storage.script import Driver, MakeScript, T, Taken
 
 # Never more rows than this in one answer, whatever is asked for.
 MOST_ROWS = 10_000
@@ -96,9 +98,14 @@ class SqlStore:
     async def create_challenge(
         self, username: str, hostname: str, codes: Sequence[str], opening: Opening, caps: Caps, now: datetime
     ) -> Step:
-        return await self._recording(
-            lambda: challenges.create(username, hostname, codes, opening, caps, now, self._headroom, self._genuine)
-        )
+        for code in codes:
+            with suppress(Taken):
+                return await self._recording(
+                    lambda code=code: challenges.create(  # type: ignore[misc]
+                        username, hostname, code, opening, caps, now, self._headroom, self._genuine
+                    )
+                )
+        raise StorageUnavailable("error", f"none of {len(codes)} user codes is free")
 
     async def challenge(self, id: str) -> Challenge | None:
         return await self._driver.read(lambda: challenges.by_id(id))
