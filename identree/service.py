@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -20,9 +22,10 @@ from twisted.application import strports
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import quoteStringArgument
+from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
-from twisted.logger import Logger
+from twisted.logger import Logger, globalLogBeginner
 from twisted.python import usage
 from twisted.python.failure import Failure
 
@@ -38,13 +41,15 @@ from identree.app.rules import ClientDefaults, Rules
 from identree.app.statefiles import BadStateFile, StateFile
 from identree.app.waiters import Waiters
 from identree.clients.http import build_http_client
-from identree.clients.oidc import OIDCProvider, OIDCSettings
+from identree.clients.oidc import OIDCProvider
 from identree.core import tokens
 from identree.core.hosts import HostRegistry
 from identree.core.limits import FailureThrottle, SlidingWindow
 from identree.core.policy import Policies
+from identree.demo.provider import DemoProvider
+from identree.demo.run import DemoOptions, demo_settings, refuse_non_loopback, write_host_config
 from identree.serverlog import observer
-from identree.settings.load import SettingsError, load
+from identree.settings.load import SettingsError, load, no_files
 from identree.settings.values import Settings
 from identree.sinks.jsonl import JsonLog, SinkError, parse_target
 from identree.storage.opening import open_store
@@ -231,9 +236,11 @@ class Identree(MultiService):
         return None
 
 
-def build(settings: Settings, reactor: Any) -> Identree:
+def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | None = None) -> Identree:
     """
     Put everything together; opens only what shows mistakes in the settings.
+
+    :param give_up: told why the server cannot start; the default ends the process with failure.
 
     :raise BadStateFile, SinkError, ValueError: a setting points at something unusable.
     """
@@ -329,19 +336,17 @@ def build(settings: Settings, reactor: Any) -> Identree:
         metrics=metrics,
     )
     provider = OIDCProvider(
-        OIDCSettings(
-            issuer_url=settings.oidc_issuer_url,
-            public_url=settings.oidc_issuer_public_url,
-            client_id=settings.oidc_client_id,
-            client_secret=settings.oidc_client_secret,
-            redirect_uri=f"{settings.external_url}/callback",
-            leeway_seconds=settings.oidc_clock_leeway.total_seconds(),
-        ),
-        build_http_client(reactor, settings.oidc_insecure_skip_verify),
-        reactor,
-        now,
-        monotonic,
+        http=build_http_client(reactor, settings.oidc_insecure_skip_verify),
+        clock=reactor,
+        now=now,
+        issuer_url=settings.oidc_issuer_url,
+        public_url=settings.oidc_issuer_public_url,
+        client_id=settings.oidc_client_id,
+        client_secret=settings.oidc_client_secret,
+        redirect_uri=f"{settings.external_url}/callback",
+        leeway=settings.oidc_clock_leeway,
         observe_exchange=metrics.exchange.observe,
+        monotonic=monotonic,
     )
     people = People(
         store=store,
@@ -410,12 +415,15 @@ def build(settings: Settings, reactor: Any) -> Identree:
         while front.busy() and monotonic() < until:
             await deferLater(reactor, 0.05, lambda: None)
 
-    def give_up(problem: str) -> None:
-        # twistd reports success unless told otherwise
+    def exit_with_failure(problem: str) -> None:
         print(f"identree: {problem}", file=sys.stderr)
-        reactor.callLater(0, _exit_with_failure, reactor)
+        # twistd reports success unless the process ends otherwise
+        reactor.addSystemEventTrigger("after", "shutdown", lambda: os._exit(1))
+        reactor.callLater(0, reactor.stop)
 
-    root = Identree(store=store, reactor=reactor, listeners=listeners, drain=drain, give_up=give_up)
+    root = Identree(
+        store=store, reactor=reactor, listeners=listeners, drain=drain, give_up=give_up or exit_with_failure
+    )
     if settings.oidc_issuer_url:
         provider.setServiceParent(root)
     Lag(metrics, reactor, monotonic).setServiceParent(root)
@@ -428,6 +436,73 @@ def build(settings: Settings, reactor: Any) -> Identree:
 
     Keeper("state files", STATE_FILE_SECONDS, follow_files, reactor).setServiceParent(root)
     return root
+
+
+def run_demo(options: DemoOptions) -> int:
+    """
+    A server with a built-in identity provider, on loopback, in a directory that is gone afterwards.
+
+    :returns: the exit status.
+    """
+    from twisted.internet import reactor
+
+    with TemporaryDirectory(prefix="identree-demo-") as name:
+        directory = Path(name)
+        environment = demo_settings(directory, options.http_port, options.provider_port)
+        environment["IDENTREE_LOG_LEVEL"] = os.environ.get("IDENTREE_LOG_LEVEL") or "warn"
+        refuse_non_loopback(environment)
+        settings = load(environment, read=no_files)
+        globalLogBeginner.beginLoggingTo([observer(settings.log_level, as_json=False)], redirectStandardIO=False)
+        any_reactor: Any = reactor
+        provider = DemoProvider(
+            any_reactor,
+            issuer=settings.oidc_issuer_url,
+            client_id=settings.oidc_client_id,
+            client_secret=settings.oidc_client_secret,
+            redirect_uris=(f"{settings.external_url}/callback",),
+            now=lambda: datetime.now(UTC),
+        )
+        status: list[int] = []
+
+        def failed(problem: str) -> None:
+            status.append(1)
+            print(f"identree demo: {problem}", file=sys.stderr)
+            if any_reactor.running:
+                any_reactor.stop()
+
+        def stop() -> object:
+            return root.stopService()
+
+        try:
+            provider.listen(options.provider_port)
+            root = build(settings, any_reactor, give_up=failed)
+        except (CannotListenError, BadStateFile, SinkError, ValueError) as problem:
+            failed(f"{problem}. Other ports: identree demo --port 18090 --provider-port 18091")
+            return 1
+        client_conf = write_host_config(directory, settings.external_url, settings.shared_secret)
+        root.started.addCallback(
+            lambda _: print(_demo_text(settings.external_url, client_conf, options.agent), flush=True)
+        )
+        any_reactor.addSystemEventTrigger("before", "shutdown", stop)
+        any_reactor.callWhenRunning(root.startService)
+        any_reactor.run()
+        return status[0] if status else 0
+
+
+def _demo_text(url: str, client_conf: Path, agent: Path | None) -> str:
+    program = shlex.quote(str((agent or Path("build/identree.pyz")).resolve()))
+    conf = shlex.quote(str(client_conf))
+    return f"""
+identree is running, with an identity provider of its own, on this machine only.
+
+  1. In another terminal, be a host on which alice types sudo:
+
+     env PAM_USER=alice PAM_TYPE=auth PAM_SERVICE=sudo PAM_TTY=$(tty) IDENTREE_CLIENT_CONF={conf} python3 -ISB {program}
+
+  2. Open the address that it shows, click alice (or carol, who is an admin), compare the code, approve.
+
+  The dashboard is at {url}/. Ctrl-C here ends the demo and leaves nothing behind.
+"""
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -562,9 +637,3 @@ async def _sweep(challenges: Challenges, store: SqlStore, now: Callable[[], date
 
 async def _awaited(work: Awaitable[object]) -> object:
     return await work
-
-
-def _exit_with_failure(reactor: Any) -> None:
-    """Stop the reactor and make the process report failure."""
-    reactor.addSystemEventTrigger("after", "shutdown", lambda: os._exit(1))
-    reactor.stop()
