@@ -120,8 +120,8 @@ class Channel(http.HTTPChannel):
         if request.cut and unanswered:
             self.persistent = False
             request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
-            super().allContentReceived()
             self._deaf = True
+            super().allContentReceived()
 
     def requestDone(self, request: http.Request) -> None:
         super().requestDone(request)

@@ -1,0 +1,102 @@
+"""
+What operators and their machines ask: health and metrics (spec/audit-and-metrics sections 11 and 12).
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+
+from prometheus_client import generate_latest
+from twisted.web.iweb import IRequest
+
+from identree.app.health import Health
+from identree.app.metrics import Metrics
+from identree.app.ports import Monotonic, Now
+from identree.core.errors import StorageUnavailable
+from identree.core.tokens import same
+from identree.storage.interface import Store
+from identree.web.reading import first_header, query
+from identree.web.replies import JSON, encode_json, send, text
+from identree.web.router import Router, TextAnswers
+
+HEALTH_PATH = b"/healthz"
+METRICS_PATH = b"/metrics"
+METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+# The gauges that cost a look into the database are at most this old.
+COUNTS_FRESH_SECONDS = 5.0
+
+
+class OperationsRoutes:
+    """
+    :param waiters, streams: how many there are now, and how many there may be.
+    :param metrics_token: empty: the metrics are open.
+    """
+
+    router = Router()
+
+    def __init__(
+        self,
+        *,
+        health: Health,
+        metrics: Metrics,
+        store: Store,
+        waiters: Callable[[], tuple[int, int]],
+        streams: Callable[[], tuple[int, int]],
+        metrics_token: str,
+        now: Now,
+        monotonic: Monotonic,
+    ) -> None:
+        self.answers = TextAnswers()
+        self._health = health
+        self._metrics = metrics
+        self._store = store
+        self._waiters = waiters
+        self._streams = streams
+        self._metrics_token = metrics_token
+        self._now = now
+        self._monotonic = monotonic
+        self._counted: float | None = None
+
+    @router.route("/healthz", methods=["GET", "HEAD"])
+    async def healthz(self, request: IRequest) -> bytes:
+        report = await self._health.report()
+        body = encode_json({"status": report.status, "checks": report.checks})
+        return send(request, 200 if report.healthy else 503, JSON, body)
+
+    @router.route("/metrics", methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+    async def metrics(self, request: IRequest) -> bytes:
+        if self._metrics_token and not same(self._presented(request), self._metrics_token):
+            return text(request, 401, "unauthorized")
+        await self._count()
+        body = generate_latest(self._metrics.registry)
+        if b"gzip" in first_header(request, b"Accept-Encoding"):
+            request.responseHeaders.setRawHeaders(b"Content-Encoding", [b"gzip"])
+            request.responseHeaders.setRawHeaders(b"Vary", [b"Accept-Encoding"])
+            body = gzip.compress(body, 5, mtime=0)
+        return send(request, 200, METRICS_TYPE, body)
+
+    @staticmethod
+    def _presented(request: IRequest) -> bytes:
+        header = first_header(request, b"Authorization").removeprefix(b"Bearer ")
+        return header or query(request).get("token", "").encode("utf-8", "replace")
+
+    async def _count(self) -> None:
+        """Bring the gauges up to date. While the database is away the last counts stand: the rest is still worth it."""
+        metrics = self._metrics
+        for (present, limit), gauge, bound in (
+            (self._waiters(), metrics.waiters, metrics.waiters_limit),
+            (self._streams(), metrics.streams, metrics.streams_limit),
+        ):
+            gauge.set(present)
+            bound.set(limit)
+        asked = self._monotonic()
+        if self._counted is not None and asked - self._counted < COUNTS_FRESH_SECONDS:
+            return
+        self._counted = asked
+        try:
+            counts = await self._store.counts(self._now())
+        except StorageUnavailable:
+            return
+        metrics.active.set(counts.pending_challenges)
+        metrics.grace_sessions.set(counts.grace_sessions)

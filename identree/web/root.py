@@ -1,0 +1,261 @@
+"""
+The web adapter, put together from finished collaborators.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+from klein import Klein
+from twisted.web.iweb import IRequest
+from twisted.web.resource import IResource, Resource
+
+from identree.app.challenges import Challenges
+from identree.app.decisions import Decisions
+from identree.app.development import Development
+from identree.app.health import Health
+from identree.app.hosts import Hosts
+from identree.app.metrics import Metrics
+from identree.app.people import People
+from identree.app.ports import Monotonic, Now
+from identree.app.rules import Rules
+from identree.app.waiters import Waiters
+from identree.core.addresses import Network
+from identree.storage.interface import Store
+from identree.web import hosts as host_routes
+from identree.web import login as login_routes
+from identree.web.actions import ActionRoutes
+from identree.web.events import EVENTS_PATH, EventStreams
+from identree.web.login import DevelopmentRoutes, LoginRoutes
+from identree.web.operations import HEALTH_PATH, METRICS_PATH, OperationsRoutes
+from identree.web.pages import PageRoutes
+from identree.web.reading import Addresses, cut
+from identree.web.render import Renderer
+from identree.web.replies import redirect, text
+from identree.web.router import Direct, Routes, allow, not_found
+from identree.web.sessions import BrowserSessions
+from identree.web.site import Site
+from identree.web.static import StaticRoutes
+
+# Connections beside those of waiting hosts and open pages.
+SPARE_CONNECTIONS = 4096
+_GET = frozenset({b"GET"})
+
+# Answered by their own rules when the body is too long, and on HEAD.
+_JUDGES_BODY = frozenset({host_routes.CHALLENGE_PATH, b"/signout", b"/dev/seed-session", b"/dev/seed-history"})
+_HEADS = frozenset({HEALTH_PATH, METRICS_PATH})
+
+
+class WebSettings(Protocol):
+    """What the web adapter needs of the settings."""
+
+    @property
+    def external_url(self) -> str: ...
+    @property
+    def trusted_proxies(self) -> tuple[Network, ...]: ...
+    @property
+    def metrics_token(self) -> str: ...
+    @property
+    def dev_login(self) -> bool: ...
+    @property
+    def max_streams(self) -> int: ...
+    @property
+    def max_streams_per_user(self) -> int: ...
+
+
+class Root(Resource):
+    """
+    Which room a path belongs to. Paths are exact, but for those of ``prefixes``, where any rest goes to one resource.
+
+    A table instead of a tree of resources: what is asked most is found with one look.
+    """
+
+    isLeaf = True
+
+    def __init__(self, exact: Mapping[bytes, IResource], prefixes: Mapping[bytes, IResource]) -> None:
+        super().__init__()
+        self._exact = dict(exact)
+        self._prefix_names = frozenset(prefixes)
+        # the longest prefix that fits
+        self._prefixes = sorted(prefixes.items(), key=lambda item: len(item[0]), reverse=True)
+
+    def render(self, request: Any) -> Any:
+        path: bytes = request.path
+        resource = self._exact.get(path) or self._prefixed(path)
+        if resource is None:
+            return self._elsewhere(request)
+        if cut(request) and path not in _JUDGES_BODY and not path.startswith(b"/api/"):
+            return text(request, 413, "request body too large")
+        if isinstance(resource, Direct):
+            return resource.render(request)
+        if request.method in (b"HEAD", b"OPTIONS") and path not in _HEADS:
+            allow(request, "GET")
+            return text(request, 405, "method not allowed")
+        request.prepath = []
+        request.postpath = [unquote(segment).encode("utf-8", "replace") for segment in _segments(path)]
+        return resource.render(request)
+
+    def _prefixed(self, path: bytes) -> IResource | None:
+        for prefix, resource in self._prefixes:
+            if path.startswith(prefix):
+                return resource
+        return None
+
+    def _elsewhere(self, request: IRequest) -> bytes:
+        """A prefix without its slash, or a path that is not clean, is sent on; anything else is not found."""
+        path: bytes = request.path
+        if not path.startswith(b"/"):
+            return not_found(request)
+        clean = b"/" + b"/".join(_clean(path))
+        if path.endswith(b"/") and clean != b"/":
+            clean += b"/"
+        if clean == path:
+            clean += b"/"
+        known = clean in self._exact or self._prefixed(clean) is not None
+        if not known or (clean == path + b"/" and clean not in self._prefix_names):
+            return not_found(request)
+        question = request.uri.partition(b"?")[2]
+        return redirect(request, 307, (clean + (b"?" + question if question else b"")).decode("latin-1"))
+
+
+def _segments(path: bytes) -> list[str]:
+    return path[1:].decode("latin-1").split("/")
+
+
+def _clean(path: bytes) -> list[bytes]:
+    """The segments without empty ones, ``.`` and ``..``."""
+    segments: list[bytes] = []
+    for segment in path.split(b"/"):
+        if segment == b"..":
+            del segments[-1:]
+        elif segment not in (b"", b"."):
+            segments.append(segment)
+    return segments
+
+
+def _tables(routers: Iterable[Klein]) -> tuple[dict[bytes, IResource], dict[bytes, IResource]]:
+    """Which paths each router knows: exact ones, and the prefixes of those with a variable part."""
+    exact: dict[bytes, IResource] = {}
+    prefixes: dict[bytes, IResource] = {}
+    for router in routers:
+        resource = router.resource()
+        for rule in router.url_map.iter_rules():
+            fixed, variable, _ = rule.rule.partition("<")
+            (prefixes if variable else exact)[fixed.encode("ascii")] = resource
+    return exact, prefixes
+
+
+class Front:
+    """The web server as the composition root sees it."""
+
+    def __init__(self, site: Site, streams: EventStreams) -> None:
+        self.site = site
+        self._streams = streams
+
+    def close_streams(self) -> None:
+        self._streams.close()
+
+    def busy(self) -> int:
+        """Requests that are being worked on."""
+        return self.site.busy()
+
+
+def build_root(
+    *,
+    hosts: host_routes.HostRoutes,
+    streams: EventStreams,
+    routes: Iterable[Routes],
+) -> Root:
+    """The root resource over finished routes."""
+    exact, prefixes = _tables([one.router for one in routes])
+    posts = frozenset({b"POST"})
+    exact[host_routes.CHALLENGE_PATH] = Direct(hosts.create, hosts.answers, posts)
+    prefixes[host_routes.CHALLENGE_PREFIX] = Direct(hosts.challenge, hosts.answers, frozenset({b"GET", b"DELETE"}))
+    exact[host_routes.GRACE_STATUS_PATH] = Direct(hosts.grace_status, hosts.answers, _GET)
+    exact[EVENTS_PATH] = Direct(streams.open, streams.answers, _GET)
+    return Root(exact, prefixes)
+
+
+def build_site(
+    *,
+    reactor: Any,
+    settings: WebSettings,
+    challenges: Challenges,
+    decisions: Decisions,
+    hosts: Hosts,
+    people: People,
+    store: Store,
+    waiters: Waiters,
+    health: Health,
+    metrics: Metrics,
+    renderer: Renderer,
+    rules: Callable[[], Rules],
+    now: Now,
+    monotonic: Monotonic,
+    development: Development | None = None,
+    token: Callable[[int], str] = secrets.token_hex,
+) -> Front:
+    """
+    :param development: routed only when ``settings.dev_login``.
+    :param token: returns n random bytes as hex.
+    """
+    addresses = Addresses(lambda: settings.trusted_proxies)
+    sessions = BrowserSessions(people, rules)
+    streams = EventStreams(
+        sessions=sessions,
+        clock=reactor,
+        epoch=token(4),
+        limit=settings.max_streams,
+        limit_per_user=settings.max_streams_per_user,
+    )
+    store.subscribe(streams.heard)
+    routes: list[Routes] = [
+        PageRoutes(
+            decisions=decisions,
+            sessions=sessions,
+            render=renderer,
+            rules=rules,
+            ends_at=people.session_ends_at,
+            address=addresses.of,
+            monotonic=monotonic,
+        ),
+        StaticRoutes(renderer.assets),
+        ActionRoutes(
+            decisions=decisions, people=people, sessions=sessions, addresses=addresses, cards=renderer, rules=rules
+        ),
+        LoginRoutes(people=people, sessions=sessions, addresses=addresses, cards=renderer, rules=rules),
+        OperationsRoutes(
+            health=health,
+            metrics=metrics,
+            store=store,
+            waiters=lambda: (len(waiters), waiters.limit),
+            streams=lambda: (len(streams), streams.limit),
+            metrics_token=settings.metrics_token,
+            now=now,
+            monotonic=monotonic,
+        ),
+    ]
+    if settings.dev_login and development is not None:
+        routes.append(DevelopmentRoutes(development=development, people=people, sessions=sessions, addresses=addresses))
+    root = build_root(
+        hosts=host_routes.HostRoutes(challenges=challenges, hosts=hosts, addresses=addresses, clock=reactor),
+        streams=streams,
+        routes=routes,
+    )
+    site = Site(
+        root,
+        reactor=reactor,
+        external_url=settings.external_url,
+        token=token,
+        body_limits={
+            host_routes.CHALLENGE_PATH: host_routes.CHALLENGE_BODY_BYTES,
+            b"/signout": login_routes.SIGN_OUT_BODY_BYTES,
+            b"/dev/seed-session": login_routes.SEED_BODY_BYTES,
+            b"/dev/seed-history": login_routes.SEED_BODY_BYTES,
+        },
+        max_connections=waiters.limit + settings.max_streams + SPARE_CONNECTIONS,
+    )
+    return Front(site, streams)
