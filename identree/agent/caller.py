@@ -67,6 +67,8 @@ class Caller:
         except OSError:
             self.cwd = ""
         tty = environ.get("PAM_TTY", "")
+        if " " in tty:  # tty(1) said "not a tty"
+            tty = ""
         self.tty = tty if not tty or tty.startswith(("/", ":")) else "/dev/" + tty
         self.remote_host = environ.get("PAM_RHOST", "") or self.environ.get("SSH_CONNECTION", "").split(" ")[0]
         self.reason = clean(self.environ.get("SUDO_REASON", ""))

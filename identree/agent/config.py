@@ -59,7 +59,10 @@ class Config:
         insecure = values.get("IDENTREE_INSECURE_ALLOW_HTTP_ESCROW", "") in _TRUE
         self.scheme, self.host, self.port, self.base = split_url(self.server_url, path)
         if self.scheme == "http" and not insecure:
-            raise ConfigError(f"IDENTREE_SERVER_URL in {path} must begin with https:// ({self.server_url})")
+            raise ConfigError(
+                f"IDENTREE_SERVER_URL in {path} must begin with https:// ({self.server_url}); "
+                "plain http lets the network approve, and only IDENTREE_INSECURE_ALLOW_HTTP_ESCROW=true permits it"
+            )
         self.secret = values.get("IDENTREE_SHARED_SECRET", "")
         if self.secret and len(self.secret.encode()) < MIN_SECRET_BYTES:
             raise ConfigError(f"IDENTREE_SHARED_SECRET in {path} is shorter than {MIN_SECRET_BYTES} bytes")

@@ -37,6 +37,10 @@ MAX_ANSWER_BYTES = 4096
 
 # A terminal that takes nothing (Ctrl-S) delays us this long, not for ever.
 WRITE_SECONDS = 1.0
+LIVE_WRITE_SECONDS = 0.05
+
+# Terminals that know hyperlinks, or pass over them; others might print them.
+_LINKING = ("xterm", "tmux", "screen", "foot", "alacritty", "kitty", "wezterm", "ghostty")
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _SPINNER_ASCII = "|/-\\"
@@ -100,7 +104,7 @@ class Screen:
         text = text[: max(10, self._size()[1] - 1)]
         if text != self._live:
             self._live = text
-            self._write(f"\r{text}\x1b[K")
+            self._write(f"\r{text}\x1b[K", LIVE_WRITE_SECONDS)
 
     def clear(self) -> None:
         if self._live:
@@ -163,7 +167,7 @@ class Screen:
         return clean(data.split(b"\n")[0].decode("utf-8", "replace"))
 
     def _link(self, url: str) -> str:
-        if not self._color:
+        if not self._color or not self._term.startswith(_LINKING):
             return url
         return f"\x1b]8;;{url}\x1b\\{url}\x1b]8;;\x1b\\"
 
@@ -192,14 +196,14 @@ class Screen:
             return 0, 80
         return rows, columns or 80
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: str, seconds: float = WRITE_SECONDS) -> None:
         data = text.encode("utf-8" if self._utf8 else "ascii", "replace")
-        until = time.monotonic() + WRITE_SECONDS
+        until = time.monotonic() + seconds
         while data and time.monotonic() < until:
             try:
                 data = data[os.write(self._fd, data) :]
             except BlockingIOError:
-                select.select([], [self._fd], [], 0.1)
+                select.select([], [self._fd], [], min(seconds, 0.1))
             except OSError:
                 return
 

@@ -217,7 +217,7 @@ class Setup:
     def _self_test(self) -> None:
         """The module is there, the helper starts as PAM starts it, and its configuration loads."""
         options = self._options
-        if not any(glob.glob(below(options.root, place) + "/pam_exec.so") for place in _MODULE_PLACES):
+        if not any(glob.glob(below(glob.escape(options.root), place) + "/pam_exec.so") for place in _MODULE_PLACES):
             raise SetupError("pam_exec.so is not among the system's PAM modules")
         path = resolve(options.root, options.agent)
         version = self._start([path, "--version"], {})

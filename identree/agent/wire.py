@@ -236,6 +236,8 @@ class Client:
         def fill() -> bytes:
             nonlocal received
             while True:
+                if time.monotonic() > until:  # a trickle does not prolong the limit
+                    raise WireError("the answer takes too long")
                 try:
                     data = connection.recv(16384)
                     received = received or bool(data)

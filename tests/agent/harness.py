@@ -118,11 +118,13 @@ class Helper:
         on_terminal: bool = False,
         size: tuple[int, int] = (50, 100),
         python: str = "",
+        code: str = "",
         sudo: str = "",
         **environ: str,
     ) -> None:
         """
         :param on_terminal: PAM names the terminal, so the agent may draw on it.
+        :param code: run this with the archive as first argument, instead of the archive.
         :param sudo: a sudo command line, words separated by ``|``: a process of that name is the parent.
         """
         path = os.path.join(self.directory, "client.conf")
@@ -133,7 +135,7 @@ class Helper:
         pam = {"PAM_USER": "alice", "PAM_TYPE": "auth", "PAM_SERVICE": "sudo", "IDENTREE_CLIENT_CONF": path}
         if on_terminal:
             pam["PAM_TTY"] = self.tty
-        command = [python or os.path.realpath(sys.executable), "-ISB", archive()]
+        command = [python or os.path.realpath(sys.executable), "-ISB", *(["-c", code] if code else []), archive()]
         if sudo:
             parent = os.path.join(self.directory, "sudo")
             shutil.copy(os.path.realpath(sys.executable), parent)

@@ -337,6 +337,69 @@ class RefusalTests(FlowTestCase):
         self.assertIn("https://", helper.output)
 
 
+# The agent with a system log that writes to standard error.
+LOGGED = """
+import os, sys, types
+fake = types.ModuleType("syslog")
+fake.LOG_PID, fake.LOG_AUTHPRIV, fake.LOG_WARNING, fake.LOG_INFO, fake.LOG_ERR = 1, 80, 4, 6, 3
+fake.openlog = lambda *a: None
+fake.syslog = lambda priority, text: os.write(2, f"LOG {priority} {text}\\n".encode())
+sys.modules["syslog"] = fake
+sys.path.insert(0, sys.argv.pop(1))
+from identree.agent.main import main
+main()
+"""
+
+
+class LogTests(FlowTestCase):
+    """The host's own record."""
+
+    def log(self, *answers: Answer, **conf: str) -> list[str]:
+        helper = self.helper(in_turn(*answers), IDENTREE_SYSLOG="true", **conf)
+        helper.run(code=LOGGED)
+        return [line[4:] for line in helper.output.splitlines() if line.startswith("LOG ")]
+
+    def test_approved(self) -> None:
+        """Request and result are recorded with the first digits of the challenge, never the whole id or the secret."""
+        self.assertEqual(
+            self.log(created(), approved()),
+            ["6 user=alice challenge=00112233 result=pending", "6 user=alice challenge=00112233 result=approved"],
+        )
+
+    def test_forged(self) -> None:
+        """What looks like an attack is a warning."""
+        lines = self.log(created(), denied(denial_token="x"), approved(approval_token="x"))
+        self.assertEqual(
+            lines[1:],
+            [
+                '4 user=alice challenge=00112233 result=ignored reason="denial without this host\'s signature"',
+                "4 user=alice challenge=00112233 result=forged reason=forged_approval",
+            ],
+        )
+
+    def test_denied(self) -> None:
+        """A denial is recorded with its reason."""
+        lines = self.log(created(), denied(deny_reason="not now"))
+        self.assertEqual(
+            lines[-1], '6 user=alice challenge=00112233 result=denied reason=denied_reason detail="not now"'
+        )
+
+    def test_refused(self) -> None:
+        """A refusal names its class and status."""
+        self.assertEqual(self.log(Answer(401, {})), ["4 user=alice result=refused reason=refused status=401"])
+
+    def test_without_secret(self) -> None:
+        """A host that cannot verify says so in its log."""
+        lines = self.log(created(), approved(), IDENTREE_SHARED_SECRET="")
+        self.assertIn("answers are not verified", lines[0])
+
+    def test_switched_off(self) -> None:
+        """IDENTREE_SYSLOG=false leaves no record."""
+        helper = self.helper(in_turn(created(), approved()))
+        helper.run(code=LOGGED)
+        self.assertNotIn("LOG", helper.output)
+
+
 class TerminalTests(FlowTestCase):
     """On the person's own terminal."""
 
