@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from identree.agent.text import clean
+from identree.agent.text import clean, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 # The most of a parent's environment or command line that is looked at.
 MAX_PROC_BYTES = 262144
+
+# More characters of a command are never sent.
+MAX_COMMAND = 2000
 
 _SUDO_NAMES = ("sudo", "sudo-rs", "sudo.ws")
 # A site may give some users a PAM service of its own (``pam_service`` in sudoers); ``sudo-i`` is sudo's own second one.
@@ -54,16 +57,16 @@ class Caller:
         self.environ = {key: environ[key] for key in _WANTED if key in environ}
         if self.environ.get("LC_CTYPE") in _COERCED and self.environ.get("LANG", "C") not in ("C", "POSIX"):
             del self.environ["LC_CTYPE"]
-        self.command, self.interactive, self.cwd = clean(environ.get("SUDO_COMMAND", "")), True, ""
+        self.command, self.interactive, self.cwd = shown(environ.get("SUDO_COMMAND", ""), MAX_COMMAND), True, ""
         if self.is_sudo:
             theirs = _read(f"/proc/{self.pid}/environ")
             if theirs:
                 self.environ = _wanted(theirs)
             raw = _read(f"/proc/{self.pid}/cmdline").rstrip(b"\0")
-            argv = [word.decode("utf-8", "replace") for word in raw.split(b"\0")] if raw else []
+            argv = [word.decode("utf-8", "backslashreplace") for word in raw.split(b"\0")] if raw else []
             self.command, self.interactive = parse_sudo(argv)
         try:
-            self.cwd = os.readlink(f"/proc/{self.pid}/cwd") if self.is_sudo or self.command else ""
+            self.cwd = shown(os.readlink(f"/proc/{self.pid}/cwd"), 4096) if self.is_sudo or self.command else ""
         except OSError:
             self.cwd = ""
         tty = environ.get("PAM_TTY", "")
@@ -114,7 +117,7 @@ def parse_sudo(argv: list[str]) -> tuple[str, bool]:
     words = argv[at:]
     if telling or not words:
         words = [os.path.basename(argv[0]), *argv[1:]]
-    return clean(" ".join(map(_quote, words)), 2000), interactive
+    return shown(" ".join(map(_quote, words)), MAX_COMMAND), interactive
 
 
 def _wanted(block: bytes) -> dict[str, str]:

@@ -17,7 +17,7 @@ from identree.agent.wire import Client, Response, Unreachable, WireError
 MAX_REQUEST_BYTES = 1024
 
 # With which each part of the request begins, in characters; the reason is cut by the server at the same length.
-_LIMITS = {"reason": 500, "command": 500, "cwd": 255, "tty": 64, "remote_host": 255}
+_LIMITS = {"reason": 500, "command": 1000, "cwd": 255, "tty": 64, "remote_host": 253}
 
 # What is shortened first when the request is too long: what the approver misses least.
 _SHORTENED = ("command", "cwd", "remote_host", "tty", "reason")

@@ -12,9 +12,11 @@ _DROPPED = (
     (0x061C, 0x061C),
     (0x200B, 0x200F),
     (0x202A, 0x202E),
+    (0x2060, 0x2064),
     (0x2066, 0x2069),
     (0xD800, 0xDFFF),
     (0xFEFF, 0xFEFF),
+    (0xFFF9, 0xFFFB),
 )
 _SPACES = (0x09, 0x0A, 0x0D, 0x2028, 0x2029)
 
@@ -38,6 +40,23 @@ def clean(text: str, limit: int = 500) -> str:
         if code in _SPACES:
             out.append(" ")
         elif not any(low <= code <= high for low, high in _DROPPED):
+            out.append(char)
+    return "".join(out).strip()[:limit]
+
+
+def shown(text: str, limit: int) -> str:
+    """
+    ``text`` as an approver may read it: what :func:`clean` would drop stands there as an escape, because a command
+    that hides something must not look like one that does not.
+    """
+    if text.isascii() and text.isprintable():
+        return text.strip()[:limit]
+    out = []
+    for char in text[:limit]:
+        code = ord(char)
+        if code in _SPACES or any(low <= code <= high for low, high in _DROPPED):
+            out.append(f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+        else:
             out.append(char)
     return "".join(out).strip()[:limit]
 

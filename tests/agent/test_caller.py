@@ -13,6 +13,7 @@ from identree.agent.caller import Caller, parse_sudo
 from identree.agent.pam import MAX_REQUEST_BYTES, encode, valid_user
 from identree.agent.screen import open_terminal
 from identree.agent.watch import pending_signals
+from identree.core import names
 
 
 class CommandLineTests(unittest.TestCase):
@@ -35,7 +36,7 @@ class CommandLineTests(unittest.TestCase):
             "sudo|LD_PRELOAD=x|id": "LD_PRELOAD=x id",
             "sudoedit|/etc/hosts": "sudoedit /etc/hosts",
             "sudo|sh|-c|echo 'a'": "sh -c 'echo '\\''a'\\'''",
-            "sudo|rm|a\x1b[8mb\nc": "rm 'a[8mb c'",
+            "sudo|rm|a\x1b[8mb\nc\u202e": "rm 'a\\x1b[8mb\\x0ac\\u202e'",
             "sudo|rm|": "rm ''",
             "sudo": "sudo",
         }.items():
@@ -57,6 +58,15 @@ class CommandLineTests(unittest.TestCase):
         """Whatever a person types after sudo, it is one clean line."""
         command, _ = parse_sudo(["sudo", *words])
         self.assertNotIn("\n", command)
+
+    @given(st.lists(st.text(st.characters(), max_size=20), max_size=6))
+    def test_the_server_takes_it(self, words: list[str]) -> None:
+        """What is sent about a command is within what our server accepts."""
+        caller = Caller({})
+        caller.command, _ = parse_sudo(["sudo", *words])
+        caller.cwd = caller.remote_host = caller.tty = "".join(words)
+        sent = json.loads(encode("alice", "web01", caller, ""))
+        names.host_context(**{key: sent.get(key, "") for key in ("command", "cwd", "tty", "remote_host")})
 
 
 class CallerTests(unittest.TestCase):
