@@ -22,6 +22,8 @@ $(VENV)/.runtime: requirements/build.lock requirements/runtime.lock setup.cfg
 	$(PIP) install --require-hashes -r requirements/build.lock
 	$(PIP) install --require-hashes --no-build-isolation -r requirements/runtime.lock
 	$(PIP) install --no-build-isolation --no-deps -e .
+	# an editable install hides the plugin from twistd, which looks in twisted/plugins below every entry of sys.path
+	$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "identree-checkout.pth").write_text("$(CURDIR)\n")'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements/dev.lock
