@@ -32,6 +32,7 @@ from twisted.python.failure import Failure
 from identree import __version__
 from identree.app.challenges import Challenges
 from identree.app.decisions import Decisions
+from identree.app.development import Development
 from identree.app.health import Check, Health
 from identree.app.hosts import Hosts
 from identree.app.journal import Journal
@@ -55,6 +56,8 @@ from identree.sinks.jsonl import JsonLog, SinkError, parse_target
 from identree.storage.opening import open_store
 from identree.storage.operations import Retention
 from identree.storage.store import SqlStore
+from identree.web.render import Renderer
+from identree.web.root import build_site
 
 T = TypeVar("T")
 
@@ -244,9 +247,6 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
 
     :raise BadStateFile, SinkError, ValueError: a setting points at something unusable.
     """
-    from identree.web.render import Renderer
-    from identree.web.root import build_site
-
     log = Logger(namespace="identree")
     for warning in settings.warnings:
         log.warn("config: {warning}", warning=warning)
@@ -402,6 +402,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         rules=lambda: rules,
         now=now,
         monotonic=monotonic,
+        development=(Development(store=store, keys=keys, rules=lambda: rules, now=now) if settings.dev_login else None),
     )
 
     listeners = MultiService()
@@ -497,7 +498,9 @@ identree is running, with an identity provider of its own, on this machine only.
 
   1. In another terminal, be a host on which alice types sudo:
 
-     env PAM_USER=alice PAM_TYPE=auth PAM_SERVICE=sudo PAM_TTY=$(tty) IDENTREE_CLIENT_CONF={conf} python3 -ISB {program}
+     env PAM_USER=alice PAM_TYPE=auth PAM_SERVICE=sudo PAM_TTY=$(tty) \\
+       SUDO_COMMAND='systemctl restart nginx' IDENTREE_CLIENT_CONF={conf} \\
+       python3 -ISB {program}
 
   2. Open the address that it shows, click alice (or carol, who is an admin), compare the code, approve.
 
