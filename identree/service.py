@@ -90,13 +90,20 @@ class Options(usage.Options):
         runner: Any = self.parent
         if runner is None:
             return
-        ours = partial(observer, settings.log_level, as_json=settings.log_format == "json")
         chosen = any(runner.get(name) for name in ("logfile", "syslog", "logger"))
         if "logger" in runner and not chosen:
-            runner["logger"] = ours
+            # twistd looks this name up once our options are read
+            runner["logger"] = f"{__name__}.{log_observer.__name__}"
         elif "fileLogObserverFactory" in runner and runner.get("logFile") is sys.stdout:
+            ours = partial(observer, settings.log_level, as_json=settings.log_format == "json")
             runner["logFile"] = sys.stderr
             runner["fileLogObserverFactory"] = lambda out: ours(out=out)
+
+
+def log_observer() -> ILogObserver:
+    """What ``twistd`` logs through; it wants a name and calls without arguments."""
+    settings = load(os.environ)
+    return observer(settings.log_level, as_json=settings.log_format == "json")
 
 
 def makeService(options: Options) -> IService:
@@ -492,15 +499,16 @@ def run_demo(options: DemoOptions) -> int:
 
 def _demo_text(url: str, client_conf: Path, agent: Path | None) -> str:
     program = shlex.quote(str((agent or Path("build/identree.pyz")).resolve()))
-    conf = shlex.quote(str(client_conf))
+    command = (
+        "env PAM_USER=alice PAM_TYPE=auth PAM_SERVICE=sudo PAM_TTY=$(tty) SUDO_COMMAND='systemctl restart nginx' "
+        f"IDENTREE_CLIENT_CONF={shlex.quote(str(client_conf))} python3 -ISB {program}"
+    )
     return f"""
 identree is running, with an identity provider of its own, on this machine only.
 
   1. In another terminal, be a host on which alice types sudo:
 
-     env PAM_USER=alice PAM_TYPE=auth PAM_SERVICE=sudo PAM_TTY=$(tty) \\
-       SUDO_COMMAND='systemctl restart nginx' IDENTREE_CLIENT_CONF={conf} \\
-       python3 -ISB {program}
+     {command}
 
   2. Open the address that it shows, click alice (or carol, who is an admin), compare the code, approve.
 
