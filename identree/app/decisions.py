@@ -87,6 +87,18 @@ class Decisions:
             raise NotFound
         return challenge
 
+    async def followed(self, caller: Caller, id: str) -> Challenge:
+        """
+        What became of a challenge that the caller has in front of him, decided or not.
+
+        :param id: the secret handle, known only from a page that showed the pending challenge to the caller.
+        :raise NotFound: unknown, deleted, or another person's.
+        """
+        challenge = await self._store.challenge(id)
+        if challenge is None or not _visible(challenge, caller):
+            raise NotFound
+        return challenge
+
     async def code_is_pending(self, user_code: str) -> bool:
         """Whether there is anything to sign in for; tells a stranger who has the code no more than that."""
         challenge = await self._store.challenge_by_code(user_code)

@@ -1,0 +1,43 @@
+// The approval page: one request, followed until it is over.
+
+import { find, onTimeRanOut, showTimes, signedOut } from "./page.js";
+import { handleForms, offerReasons } from "./forms.js";
+import { follow } from "./live.js";
+
+const place = document.getElementById("request");
+const id = find("[data-request]", place).dataset.request;
+
+// Shows what became of it; what somebody is typing stays while it is pending.
+async function refresh() {
+  let response;
+  try {
+    response = await fetch(`/fragments/challenge/${id}`);
+  } catch {
+    return;
+  }
+  if (response.status === 401) return signedOut();
+  if (!response.ok) return;
+  const piece = new DOMParser().parseFromString(await response.text(), "text/html");
+  const card = find("[data-request]", place);
+  const state = find("[data-state]", piece);
+  if (state) {
+    if (find("[data-state]", card)) return;
+    card.classList.add("over");
+    find("[data-answer]", card).replaceChildren(document.adoptNode(state));
+    document.title = document.title.replace(/^[^-]*/, `${find(".title", state).textContent} `);
+  } else {
+    const next = find("[data-request]", piece);
+    if (!next || next.dataset.version === card.dataset.version) return;
+    const hadFocus = card.contains(document.activeElement);
+    card.replaceWith(document.adoptNode(next));
+    showTimes(next);
+    offerReasons(next);
+    if (hadFocus) (find("button:not([aria-disabled])", next) ?? next).focus();
+  }
+}
+
+handleForms(refresh);
+onTimeRanOut(refresh);
+follow((name, challenge) => {
+  if (name === "resync" || challenge === id) refresh();
+});
