@@ -10,7 +10,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ from identree.app.waiters import Waiters
 from identree.clients.http import build_http_client
 from identree.clients.oidc import OIDCProvider
 from identree.core import tokens
+from identree.core.audit import Sealed
 from identree.core.hosts import HostRegistry
 from identree.core.limits import FailureThrottle, SlidingWindow
 from identree.core.policy import Policies
@@ -554,13 +555,28 @@ def _endpoint(settings: Settings) -> str:
     return f"tcp:{options}"
 
 
-def _audit_log(settings: Settings, metrics: Metrics) -> JsonLog | None:
+class CountedLog:
+    """The JSON log, with each record that it has counted as emitted."""
+
+    def __init__(self, log: JsonLog, metrics: Metrics) -> None:
+        self._log = log
+        self._emitted = metrics.audit.labels("jsonlog", "emitted")
+
+    def write(self, records: Sequence[Sealed]) -> None:
+        self._log.write(records)
+        self._emitted.inc(len(records))
+
+    def last_seq(self, instance: str) -> int | None:
+        return self._log.last_seq(instance)
+
+
+def _audit_log(settings: Settings, metrics: Metrics) -> CountedLog | None:
     target = parse_target(settings.audit_log)
     if target is None:
         return None
     log = JsonLog(target, max_bytes=settings.audit_log_max_size, max_files=settings.audit_log_max_files)
     log.open()
-    return log
+    return CountedLog(log, metrics)
 
 
 def _log_failed(log: Logger, metrics: Metrics, problem: Exception) -> None:
