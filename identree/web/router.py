@@ -184,7 +184,8 @@ def answer(answers: Answers, request: IRequest, failure: Failure) -> bytes:
     if isinstance(error, Refused):
         return answers.refused(request, error)
     if isinstance(error, errors.StorageUnavailable | errors.ProviderUnavailable):
-        _log.warn("unavailable: {error}", error=error)
+        # the store tells the log once; thousands of requests need not
+        _log.debug("unavailable: {error}", error=error)
         return answers.unavailable(request, error)
     return internal_error(request, failure)
 

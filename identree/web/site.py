@@ -31,6 +31,8 @@ REQUEST_SECONDS = 30
 IDLE_SECONDS = 60
 # After the answer to a cut body the rest is read and dropped this long, so that the client sees the answer.
 LINGER_SECONDS = 1
+# The last answer may take this long to be read.
+CLOSE_SECONDS = 30
 # An open connection costs about 20 KiB; this many fit beside everything else.
 MAX_CONNECTIONS = 40_000
 
@@ -56,6 +58,7 @@ class Channel(http.HTTPChannel):
     _idle = False
     # nothing more is read: the answer to what came so far is the last one
     _deaf = False
+    _closing = False
     _lost = False
 
     def connectionMade(self) -> None:
@@ -130,8 +133,9 @@ class Channel(http.HTTPChannel):
             self.setTimeout(IDLE_SECONDS)
 
     def timeoutConnection(self) -> None:
-        if self._abortingCall is None:
-            self._abortingCall = self.callLater(self.abortTimeout, self.forceAbortClient)
+        if self._closing:
+            self.transport.abortConnection()
+            return
         self._deaf = False
         self.loseConnection()
 
@@ -139,11 +143,12 @@ class Channel(http.HTTPChannel):
         if self._deaf:
             # closing with unread bytes would reset the connection, and the client might not get the answer
             self.setTimeout(LINGER_SECONDS)
-            return
-        super().loseConnection()
-        if self._abortingCall is None and not self._lost:
-            # it closes when the client has read everything; that must end, too
-            self.setTimeout(IDLE_SECONDS)
+        elif not self._closing:
+            self._closing = True
+            super().loseConnection()
+            if not self._lost:
+                # it closes when the client has read everything; that must end, too
+                self.setTimeout(CLOSE_SECONDS)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self._lost = True
