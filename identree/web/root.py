@@ -35,7 +35,7 @@ from identree.web.pages import PageRoutes
 from identree.web.reading import Addresses, cut
 from identree.web.render import Renderer
 from identree.web.replies import redirect, text
-from identree.web.router import Direct, Routes, allow, not_found
+from identree.web.router import Direct, Routes, not_found
 from identree.web.sessions import BrowserSessions
 from identree.web.site import Site
 from identree.web.static import StaticRoutes
@@ -44,8 +44,9 @@ from identree.web.static import StaticRoutes
 SPARE_CONNECTIONS = 4096
 _GET = frozenset({b"GET"})
 
-# Answered by their own rules when the body is too long, and on HEAD.
+# These have answers of their own to a body that is too long.
 _JUDGES_BODY = frozenset({host_routes.CHALLENGE_PATH, b"/signout", b"/dev/seed-session", b"/dev/seed-history"})
+# HEAD is a wrong method everywhere else (spec/http-api section 2.4).
 _HEADS = frozenset({HEALTH_PATH, METRICS_PATH})
 
 
@@ -91,8 +92,7 @@ class Root(Resource):
             return text(request, 413, "request body too large")
         if isinstance(resource, Direct):
             return resource.render(request)
-        if request.method in (b"HEAD", b"OPTIONS") and path not in _HEADS:
-            allow(request, "GET")
+        if request.method == b"HEAD" and path not in _HEADS:
             return text(request, 405, "method not allowed")
         request.prepath = []
         request.postpath = [unquote(segment).encode("utf-8", "replace") for segment in _segments(path)]

@@ -331,7 +331,7 @@ class Site(server.Site):
 
     def busy(self) -> int:
         """How many requests are being worked on."""
-        return sum(1 for channel in self._channels if channel._handlingRequest)
+        return sum(1 for channel in self._channels if channel._handlingRequest and channel.requests)
 
     def __len__(self) -> int:
         return len(self._channels)
