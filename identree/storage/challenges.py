@@ -81,11 +81,14 @@ UPDATE challenges SET status = :status, approved_by = :approved_by, approved_at 
 WHERE id = :id AND status = 'pending' AND approvals_json = :seen AND one_tap_used = :seen_one_tap RETURNING 1
 """.strip()
 
+# A plain subquery with LIMIT may be run anew for every row by PostgreSQL, and then claims more than LIMIT.
 _EXPIRE = f"""
-UPDATE challenges SET status = 'expired' WHERE status = 'pending' AND id IN (
+WITH chosen AS MATERIALIZED (
     SELECT id FROM challenges WHERE status = 'pending' AND expires_at <= :now ORDER BY expires_at LIMIT :limit
     /*postgres FOR UPDATE SKIP LOCKED*/
-) RETURNING {_COLUMNS}
+)
+UPDATE challenges SET status = 'expired' WHERE status = 'pending' AND id IN (SELECT id FROM chosen)
+RETURNING {_COLUMNS}
 """.strip()  # noqa: S608
 
 

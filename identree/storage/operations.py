@@ -44,35 +44,25 @@ _COUNTS = (
 # Touches no row and writes nothing, but needs all that a write needs.
 _PING = "UPDATE sink_cursors SET seq = seq WHERE instance = '' AND sink = ''"
 
-_DELETE_CHALLENGES = """
-DELETE FROM challenges WHERE id IN (
-    SELECT id FROM challenges WHERE expires_at < :before AND status <> 'pending' LIMIT :limit
-    /*postgres FOR UPDATE SKIP LOCKED*/
-) RETURNING 1
-""".strip()
-_DELETE_LOGINS = """
-DELETE FROM session_nonces WHERE nonce IN (
-    SELECT nonce FROM session_nonces
-    WHERE (expires_at > 0 AND expires_at <= :now) OR (expires_at = 0 AND issued_at < :before) LIMIT :limit
-    /*postgres FOR UPDATE SKIP LOCKED*/
-) RETURNING 1
-""".strip()
-# Both halves of the key come from one row, so the pair is compared, also where host names repeat.
-_DELETE_GRACE = """
-DELETE FROM grace_sessions WHERE expiry_unix < :before AND (username, hostname) IN (
-    SELECT username, hostname FROM grace_sessions WHERE expiry_unix < :before LIMIT :limit
-    /*postgres FOR UPDATE SKIP LOCKED*/
-) RETURNING 1
-""".strip()
 
-
-def _older(table: str, key: str, column: str) -> str:
+def _delete(table: str, key: str, condition: str) -> str:
+    """A bounded deletion; rows that another replica is deleting are left to it."""
     return (
-        f"DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {table} WHERE {column} < :before LIMIT :limit "  # noqa: S608 - constants
-        "/*postgres FOR UPDATE SKIP LOCKED*/) RETURNING 1"
+        f"WITH chosen AS MATERIALIZED (SELECT {key} FROM {table} WHERE {condition} LIMIT :limit "  # noqa: S608 - constants
+        "/*postgres FOR UPDATE SKIP LOCKED*/) "
+        f"DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM chosen) RETURNING 1"
     )
 
 
+def _older(table: str, key: str, column: str) -> str:
+    return _delete(table, key, f"{column} < :before")
+
+
+_DELETE_CHALLENGES = _delete("challenges", "id", "expires_at < :before AND status <> 'pending'")
+_DELETE_LOGINS = _delete(
+    "session_nonces", "nonce", "((expires_at > 0 AND expires_at <= :now) OR (expires_at = 0 AND issued_at < :before))"
+)
+_DELETE_GRACE = _older("grace_sessions", "username, hostname", "expiry_unix")
 _DELETE_NONCES = _older("revoked_nonces", "nonce", "revoked_at")
 _DELETE_ADMINS = _older("revoked_admin_sessions", "username", "revoked_at")
 _DELETE_ESCROW_TOKENS = _older("used_escrow_tokens", "token_key", "first_seen")

@@ -102,20 +102,23 @@ _IDENTIFY = "INSERT INTO instance_identity (name, instance) VALUES ('default', :
 _IDENTITY = "SELECT instance FROM instance_identity WHERE name = 'default'"
 _CURSORS = "SELECT sink, seq FROM sink_cursors WHERE instance = :instance"
 _DELETE_DELIVERED = """
-DELETE FROM outbox WHERE id IN (
+WITH chosen AS MATERIALIZED (
     SELECT id FROM outbox WHERE instance = :instance AND seq <= :seq AND created_at < :before ORDER BY seq LIMIT :limit
-) RETURNING 1
+)
+DELETE FROM outbox WHERE id IN (SELECT id FROM chosen) RETURNING 1
 """.strip()
 _DELETE_AGED = """
-DELETE FROM outbox WHERE id IN (
+WITH chosen AS MATERIALIZED (
     SELECT id FROM outbox WHERE seq IS NOT NULL AND created_at < :before ORDER BY created_at LIMIT :limit
     /*postgres FOR UPDATE SKIP LOCKED*/
-) RETURNING instance, seq
+)
+DELETE FROM outbox WHERE id IN (SELECT id FROM chosen) RETURNING instance, seq
 """.strip()
 _DELETE_EXCESS = """
-DELETE FROM outbox WHERE id IN (
+WITH chosen AS MATERIALIZED (
     SELECT id FROM outbox WHERE instance = :instance AND seq < :seq ORDER BY seq LIMIT :limit
-) RETURNING instance, seq
+)
+DELETE FROM outbox WHERE id IN (SELECT id FROM chosen) RETURNING instance, seq
 """.strip()
 
 

@@ -377,10 +377,10 @@ class PostgresDriver:
 
     async def stop(self) -> None:
         self._stopping = True
-        if self._listening is not None:
-            self._listening.cancel()
-            await self._listening
-            self._listening = None
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.cancel()
+            await listening
         if self._seal_again is not None:
             self._seal_again.cancel()
             self._seal_again = None
@@ -785,6 +785,7 @@ class PostgresDriver:
         :param first: fires when it listens for the first time, or fails.
         """
         attempt = 0
+        again = False
         try:
             while True:
                 connection = None
@@ -794,16 +795,18 @@ class PostgresDriver:
                     connection.on_notify = self._notified
                     await connection.query(f"LISTEN {SSE}; LISTEN {CLUSTER}".encode())
                     attempt = 0
-                    if first.called:
+                    if again:
                         self._log.info("listening to the other replicas again")
                         self._bus.deliver((RESYNC,))
                     else:
-                        first.callback(None)
+                        # in a turn of its own: whoever waits may end this very loop, which a running one cannot hear
+                        again = True
+                        self._reactor.callLater(0, first.callback, None)
                     await self._attend(connection, ended)
                     self._log.warn("the connection to the other replicas is lost")
                 except (StorageUnavailable, psycopg2.Error, ConnectionDone, ConnectionLost) as e:
-                    if not first.called:
-                        first.errback(unavailable(e) or e)
+                    if not again:
+                        self._reactor.callLater(0, first.errback, unavailable(e) or e)
                         return
                 finally:
                     if connection is not None:
