@@ -4,6 +4,7 @@ View models: what a page says, decided here from values, so that templates only 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -62,6 +63,7 @@ class RequestView:
     One pending request.
 
     :ivar code_groups: the code in pieces to compare; joined, they are the code.
+    :ivar command_pieces: the command cut at white space, which stays in it; lines are broken there and not at hyphens.
     :ivar told: what the host told about the command besides the command: label and value.
     :ivar remaining: ``1:32``.
     :ivar ends: unix seconds.
@@ -78,6 +80,7 @@ class RequestView:
     own: bool
     host: str
     command: str
+    command_pieces: tuple[str, ...]
     told: tuple[tuple[str, str], ...]
     reason: str
     address: str
@@ -152,6 +155,7 @@ def request_view(
         own=challenge.username == caller.username,
         host=challenge.hostname or _("an unnamed host"),
         command=context.command,
+        command_pieces=tuple(piece for piece in re.split(r"(\s+)", context.command) if piece),
         told=tuple((label, value) for label, value in told if value),
         reason=challenge.reason,
         address=challenge.remote_addr,

@@ -1,6 +1,6 @@
 // The dashboard: patched with what the server shows now, piece by piece, so that nothing typed or opened is lost.
 
-import { all, find, keepToken, onTimeRanOut, showTimes, signedOut, words } from "./page.js";
+import { all, find, keepToken, now, onTimeRanOut, showTimes, signedOut, words } from "./page.js";
 import { announce, errorBanner, handleForms, offerReasons } from "./forms.js";
 import { follow } from "./live.js";
 
@@ -127,5 +127,5 @@ showCount(all("[data-request]").length);
 
 // Sessions end without an event; the list is read again when the first one has.
 setInterval(() => {
-  if (all("[data-session] [data-left-long]").some((left) => Number(left.dataset.ends) * 1000 < Date.now())) refresh();
+  if (all("[data-session] [data-left-long]").some((left) => Number(left.dataset.ends) * 1000 < now())) refresh();
 }, 15000);

@@ -151,7 +151,8 @@ async function watchSession() {
   }
   say(find("[data-session-left]", warning), countdown(left));
   // another tab may have prolonged it; and only the server knows when it is over
-  if (!asking && (asked === 0 || left <= 0) && now() - asked > 5000) {
+  const since = now() - asked;
+  if (!asking && (since > 30000 || (left <= 0 && since > 5000))) {
     asking = true;
     asked = now();
     await askSession(false);
@@ -161,10 +162,11 @@ async function watchSession() {
   if (warning.hidden) asked = 0;
 }
 
-find("[data-renew]", warning).addEventListener("click", async () => {
+find("[data-renew]", warning).addEventListener("click", async ({ currentTarget: button }) => {
+  const before = ends;
   await askSession(true);
-  warning.hidden = true;
-  asked = 0;
+  if (ends > before) return watchSession();
+  button.hidden = true; // the session is at its absolute end, which nothing moves
 });
 
 // -- menus ---------------------------------------------------------------------------------------------------------------
@@ -198,12 +200,12 @@ if (opener) {
   });
 }
 let prefix = 0;
-// The request that `a` and `r` mean: the focused one, or the only one there is.
-function meant() {
+// `a` and `r` act on the request that has the focus. Without one they only move the focus, where it is clear which.
+function decide(test) {
   const focused = document.activeElement.closest("[data-request]");
-  if (focused) return focused;
+  if (focused) return find(`[data-test=${test}]:not([aria-disabled])`, focused)?.click();
   const requests = all("[data-request]:not(.over)");
-  return requests.length === 1 ? requests[0] : null;
+  if (requests.length === 1) requests[0].focus();
 }
 function go(step) {
   const requests = all("[data-request]:not(.over)");
@@ -214,7 +216,7 @@ function go(step) {
   next.scrollIntoView({ block: "nearest" });
 }
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
   if (event.target.closest?.("input, textarea, select, dialog")) return;
   const afterG = now() - prefix < 1500;
   prefix = 0;
@@ -223,8 +225,8 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "?") shortcuts.showModal();
   else if (event.key === "j") go(1);
   else if (event.key === "k") go(-1);
-  else if (event.key === "a") find("[data-test=approve]", meant() ?? document.createElement("i"))?.focus();
-  else if (event.key === "r") find("[data-test=reject]", meant() ?? document.createElement("i"))?.focus();
+  else if (event.key === "a") decide("approve");
+  else if (event.key === "r") decide("reject");
   else return;
   event.preventDefault();
 });
