@@ -6,6 +6,7 @@ the sources of randomness.
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import shlex
 import sys
@@ -70,6 +71,8 @@ POLICY_BYTES = 4 << 20
 # A sweep takes at most this many bounded batches, then lets others work.
 SWEEP_BATCHES = 20
 THREADS = 10
+# Open files beside held requests and streams: pages, the database, the log.
+SPARE_FILES = 4096
 
 
 class Options(usage.Options):
@@ -259,6 +262,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
     for warning in settings.warnings:
         log.warn("config: {warning}", warning=warning)
     _say_what_is_missing(settings, log)
+    _allow_connections(settings.max_waiters + settings.max_streams + SPARE_FILES, log)
     journal = Journal()
     sinks = ("jsonlog",) if settings.audit_log else ()
     metrics = Metrics(CollectorRegistry(), __version__, sinks)
@@ -629,6 +633,22 @@ def _say_what_is_missing(settings: Settings, log: Logger) -> None:
     for feature, wanted in absent.items():
         if wanted:
             log.warn("config: this version does not have {feature} yet; it is not started", feature=feature)
+
+
+def _allow_connections(wanted: int, log: Logger) -> None:
+    """Let the process open as many sockets as the settings promise, as far as the system permits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted or soft == resource.RLIM_INFINITY:
+        return
+    permitted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (permitted, hard))
+    if permitted < wanted:
+        log.warn(
+            "config: the system permits {permitted} open files, the settings need {wanted}; raise LimitNOFILE or lower "
+            "IDENTREE_MAX_WAITERS and IDENTREE_MAX_STREAMS",
+            permitted=permitted,
+            wanted=wanted,
+        )
 
 
 def _disk(state_file: str) -> str:

@@ -14,6 +14,9 @@ from twisted.python.failure import Failure
 from identree.core.challenge import Live
 
 LONGEST_HOLD_SECONDS = 30.0
+# When all are woken: so many, then a pause, so that neither the reactor nor the readers of the database are swamped.
+WOKEN_AT_ONCE = 250
+WAKING_SECONDS = 0.05
 
 
 class Waiters:
@@ -62,14 +65,24 @@ class Waiters:
         if live.event == "challenge_resolved":
             self._wake(self._waiting.get(live.challenge_id))
         elif live.event == "resync":
-            for group in list(self._waiting.values()):
-                self._wake(group)
+            self._wake_everybody()
 
     def close(self) -> None:
-        """Answer everybody now; nobody is held any more."""
+        """Answer everybody; nobody is held any more."""
         self._closed = True
-        for group in list(self._waiting.values()):
-            self._wake(group)
+        self._wake_everybody()
+
+    def _wake_everybody(self) -> None:
+        """A part at a time: each one who is woken reads the database."""
+        ids = list(self._waiting)
+
+        def some(start: int = 0) -> None:
+            for challenge_id in ids[start : start + WOKEN_AT_ONCE]:
+                self._wake(self._waiting.get(challenge_id))
+            if start + WOKEN_AT_ONCE < len(ids):
+                self._clock.callLater(WAKING_SECONDS, some, start + WOKEN_AT_ONCE)
+
+        some()
 
     def _wake(self, group: set[Deferred[None]] | None) -> None:
         for waiting in list(group or ()):

@@ -76,3 +76,15 @@ class WaitersTests(SynchronousTestCase):
         self.waiters.close()
         self.successResultOf(mine)
         self.successResultOf(self.waiters.expect(ID, 25))
+
+    def test_waking_a_crowd(self) -> None:
+        """All are woken, a part at a time."""
+        waiters = Waiters(self.clock, limit=1000)
+        held = [waiters.expect(f"{number:032x}", 25) for number in range(600)]
+        waiters.heard(Live(event="resync", username=""))
+        self.assertEqual(len(waiters), 350)
+        self.clock.advance(0.05)
+        self.clock.advance(0.05)
+        for waiting in held:
+            self.successResultOf(waiting)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
