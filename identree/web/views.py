@@ -22,6 +22,17 @@ LEAST_GAIN = timedelta(minutes=1)
 URGENT_SECONDS = 30
 
 
+# The reasons that are offered where none are configured (``rules.BUILT_IN_JUSTIFICATIONS``), in the reader's language.
+JUSTIFICATIONS = (
+    N_("Routine maintenance"),
+    N_("Incident response"),
+    N_("Deployment"),
+    N_("Debugging / troubleshooting"),
+    N_("Security investigation"),
+    N_("Configuration change"),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """Who reads the page: language, time zone, and the present time."""
@@ -173,7 +184,9 @@ def request_view(
         progress=progress,
         why_not=why_not,
         reason_asked=reason_asked,
-        choices=tuple(choices) if reason_asked != "no" else (),
+        choices=tuple(_(choice) if choice in JUSTIFICATIONS else choice for choice in choices)
+        if reason_asked != "no"
+        else (),
         version=f"{len(challenge.approvals)}-{reading.language.code}",
     )
 

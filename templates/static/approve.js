@@ -1,6 +1,6 @@
 // The approval page: one request, followed until it is over.
 
-import { find, onTimeRanOut, showTimes, signedOut } from "./page.js";
+import { find, onTimeRanOut, showCount, showTimes, signedOut } from "./page.js";
 import { handleForms, offerReasons } from "./forms.js";
 import { follow } from "./live.js";
 
@@ -22,6 +22,7 @@ async function refresh() {
   const state = find("[data-state]", piece);
   if (state) {
     if (find("[data-state]", card)) return;
+    showCount(Number(state.dataset.pending), false);
     card.classList.add("over");
     find("[data-answer]", card).replaceChildren(document.adoptNode(state));
     document.title = document.title.replace(/^[^-]*/, `${find(".title", state).textContent} `);

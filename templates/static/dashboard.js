@@ -1,10 +1,8 @@
 // The dashboard: patched with what the server shows now, piece by piece, so that nothing typed or opened is lost.
 
-import { all, find, keepToken, now, onTimeRanOut, showTimes, signedOut, words } from "./page.js";
+import { all, find, keepToken, now, onTimeRanOut, showCount, showTimes, signedOut, words } from "./page.js";
 import { announce, errorBanner, handleForms, offerReasons } from "./forms.js";
 import { follow } from "./live.js";
-
-const title = document.title;
 
 function busy(element) {
   return element.contains(document.activeElement) && document.activeElement.matches("input, summary, button, [name=duration]")
@@ -58,13 +56,6 @@ function hear(text) {
   spoken.textContent = text;
 }
 
-function showCount(count) {
-  document.title = count ? `(${count}) ${title}` : title;
-  const badge = find("[data-pending-count]");
-  badge.hidden = count === 0;
-  find("[data-number]", badge).textContent = count;
-}
-
 let running = null;
 let again = false;
 const unsaid = [];
@@ -101,7 +92,7 @@ async function load() {
   for (const notice of all("#notices > *", piece)) announce(document.adoptNode(notice));
   const live = find("#live");
   keepToken({ csrf_token: fresh.dataset.csrfToken, csrf_ts: fresh.dataset.csrfTs });
-  showCount(Number(fresh.dataset.pending));
+  showCount(Number(fresh.dataset.pending), true);
   for (const list of all("[data-list]", live)) {
     const next = find(`[data-list="${list.dataset.list}"]`, fresh);
     if (next) patchList(list, next, list.dataset.list === "requests" ? arrived : null);
@@ -123,7 +114,7 @@ handleForms(async (form, answer) => {
 });
 onTimeRanOut(() => refresh());
 follow(() => refresh());
-showCount(all("[data-request]").length);
+showCount(all("[data-request]").length, true);
 
 // Sessions end without an event; the list is read again when the first one has.
 setInterval(() => {

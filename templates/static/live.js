@@ -30,6 +30,7 @@ export function follow(onEvent) {
   let timer = 0;
   let pause = FIRST_PAUSE;
   let gap = false;
+  let failures = 0;
 
   function open() {
     clearTimeout(timer);
@@ -38,13 +39,18 @@ export function follow(onEvent) {
     source.onopen = () => {
       show("live");
       pause = FIRST_PAUSE;
+      failures = 0;
       if (gap) onEvent("resync", "");
       gap = false;
     };
     source.onerror = () => {
       gap = true;
-      if (source.readyState !== EventSource.CLOSED) return show("connecting");
+      failures += 1;
+      // once the browser may try by itself; it would go on for ever without growing pauses
+      if (source.readyState !== EventSource.CLOSED && failures < 2) return show("connecting");
+      source.close();
       show("offline");
+      clearTimeout(timer);
       timer = setTimeout(retry, pause * (0.75 + Math.random() / 2));
       pause = Math.min(pause * 2, LONGEST_PAUSE);
     };

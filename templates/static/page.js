@@ -189,6 +189,15 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
+// -- what waits -----------------------------------------------------------------------------------------------------------
+const title = document.title;
+export function showCount(count, inTitle) {
+  if (inTitle) document.title = count ? `(${count}) ${title}` : title;
+  const badge = find("[data-pending-count]");
+  badge.hidden = count === 0;
+  find("[data-number]", badge).textContent = count;
+}
+
 // -- keys ----------------------------------------------------------------------------------------------------------------
 const shortcuts = document.getElementById("shortcuts");
 const opener = find("[data-open-shortcuts]");

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from identree.app.people import Caller
+from identree.app.rules import BUILT_IN_JUSTIFICATIONS
 from identree.core.challenge import Approval, Challenge, GraceSession, HistoryEntry, HostContext, Status
 from identree.web import views
 from identree.web.render import templates_directory
@@ -101,6 +102,15 @@ class RequestTests(SynchronousTestCase):
             ],
             ["optional", "required", "no"],
         )
+
+    def test_built_in_choices(self) -> None:
+        """The built-in reasons are offered in the reader's language; configured ones as they are written."""
+        self.assertEqual(views.JUSTIFICATIONS, BUILT_IN_JUSTIFICATIONS)
+        german = replace(READING, language=Catalogues(templates_directory() / "locale")["de"])
+        view = views.request_view(
+            CHALLENGE, person("alice"), german, reason_required=False, choices=("Deployment", "100 % sure")
+        )
+        self.assertEqual(view.choices, ("Auslieferung", "100 % sure"))
 
     def test_told(self) -> None:
         """Only what the host told is listed."""
