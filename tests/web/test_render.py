@@ -10,9 +10,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import treq
 from treq.testing import RequestTraversalAgent, StubTreq
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.client import readBody
 from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.test.requesthelper import DummyRequest
@@ -305,7 +305,7 @@ class StaticTests(PageCase):
         agent.flush()
         response = self.successResultOf(asking)
         self.assertEqual(response.headers.getRawHeaders("content-encoding"), ["gzip"])
-        self.assertEqual(gzip.decompress(self.successResultOf(readBody(response))), asset.body)
+        self.assertEqual(gzip.decompress(self.successResultOf(treq.content(response))), asset.body)
 
     def test_gzip_refused(self) -> None:
         """Who refuses it does not."""
