@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# twistd, twist and identree of this environment.
+PROGRAMS = Path(sys.executable).parent
 SHARED_SECRET = "e2e-shared-secret-0123456789abcdef"
 SESSION_SECRET = "e2e-session-secret-0123456789abcdef"
 START_SECONDS = 30.0
@@ -62,7 +64,8 @@ class Server:
     def start(self) -> None:
         """Start it and wait until it answers."""
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.directory), "LANG": "C.UTF-8", **self.settings}
-        command = [sys.executable, "-m", "twisted.scripts.twistd", "--nodaemon", "--pidfile=", "identree"]
+        # setpriv: a server never outlives the test run, even one that was killed
+        command = ["setpriv", "--pdeathsig", "KILL", str(PROGRAMS / "twistd"), "--nodaemon", "--pidfile=", "identree"]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -86,7 +89,7 @@ class Server:
             connection.close()
 
     def stop(self, seconds: float = 30) -> int:
-        """Ask it to stop and return its exit status."""
+        """Ask it to stop and return its exit status; twistd ends by the signal itself, once it has tidied up."""
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
