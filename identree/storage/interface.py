@@ -219,6 +219,8 @@ class Store(Protocol):
     def subscribe(self, listener: Callable[[Live], None]) -> Callable[[], None]:
         """
         Be told, on the reactor, of every committed :class:`Live`, of this process and of other replicas, once.
-        After a lost connection to the other replicas an event ``resync`` with an empty username says: read again.
+        After a lost connection to the other replicas an event ``resync`` with an empty username says: read again; an
+        event ``revoked`` (username may be empty) says that another replica revoked browser sessions: read the
+        :class:`Revocations` again.
         Returns the function that ends it.
         """

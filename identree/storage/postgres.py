@@ -12,12 +12,13 @@ transaction tells the other replicas by ``NOTIFY``, which carries an id, never s
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -28,11 +29,13 @@ from psycopg2.extensions import POLL_READ, POLL_WRITE
 from psycopg2.extensions import parse_dsn as libpq_parse
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txpostgres import txpostgres
+from zope.interface import implementer
 
 from identree.core.audit import Sealed
 from identree.core.challenge import Live
@@ -180,6 +183,39 @@ def translate(sql: str) -> tuple[str, str]:
     return found
 
 
+@implementer(IReadWriteDescriptor)
+class _Link:
+    """
+    A connection's descriptor in the reactor: a duplicate that is ours to close. libpq closes its own whenever it likes,
+    and the number may be somebody else's before the reactor has forgotten it.
+    """
+
+    def __init__(self, descriptor: int, connection: _Connection) -> None:
+        self._descriptor = os.dup(descriptor)
+        self._connection = connection
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def logPrefix(self) -> str:
+        return "postgres"
+
+    def doRead(self) -> None:
+        self._connection.readable()
+
+    def doWrite(self) -> None:
+        self._connection.writable()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._connection.abandon()
+
+    def close(self) -> None:
+        """After the reactor has let go of it."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
 class _Connection(txpostgres.Connection):  # type: ignore[misc]
     """
     txpostgres connects; queries go straight to psycopg2, with the descriptor registered all the time: the library's
@@ -192,16 +228,20 @@ class _Connection(txpostgres.Connection):  # type: ignore[misc]
         self._on_lost: Callable[[_Connection], None] | None = on_lost
         self.on_notify: Callable[[str, str], None] = lambda channel, payload: None
         self._cursor: Any = None
+        self._link: _Link | None = None
         self._answer: Deferred[list[Row]] | None = None
 
     @property
     def usable(self) -> bool:
-        return self._connection is not None and not self._connection.closed
+        return self._link is not None and not self._connection.closed
 
     async def open(self, parameters: Mapping[str, Any]) -> None:
         """:raise psycopg2.Error, ConnectionDone: there is no connection."""
         await self.connect(**parameters)
+        self.reactor.removeReader(self)
         self._cursor = self._connection.cursor()
+        self._link = _Link(self._connection.fileno(), self)
+        self.reactor.addReader(self._link)
 
     def text(self, sql: str, parameters: Mapping[str, object]) -> bytes:
         """The statement with its parameters written in."""
@@ -226,13 +266,37 @@ class _Connection(txpostgres.Connection):  # type: ignore[misc]
         self._advance()
         return answer
 
+    def readable(self) -> None:
+        """The server has sent something, or is gone."""
+        if not self.usable:
+            self.abandon()
+            return
+        self._advance()
+        if self.usable and self._connection.notifies:
+            self.checkForNotifies()
+
+    def look(self) -> None:
+        """Notice now what the reactor would tell in its next turn."""
+        if self._link is not None:
+            waiting = select.poll()
+            waiting.register(self._link.fileno(), select.POLLIN)
+            if waiting.poll(0):
+                self.readable()
+
+    def writable(self) -> None:
+        """The rest of a long query can go."""
+        if self._link is not None:
+            self.reactor.removeWriter(self._link)
+        if self.usable:
+            self._advance()
+
     def _advance(self) -> None:
         try:
             state = self._connection.poll()
             if state == POLL_READ:
                 return
             if state == POLL_WRITE:
-                self.reactor.addWriter(self)
+                self.reactor.addWriter(self._link)
                 return
             cursor = self._cursor
             rows = cursor.fetchall() if self._answer is not None and cursor.description else []
@@ -247,25 +311,6 @@ class _Connection(txpostgres.Connection):  # type: ignore[misc]
         if answer is not None:
             answer.callback(rows)
 
-    def doRead(self) -> None:
-        if self._pollingD is not None:  # connecting
-            super().doRead()
-            return
-        if not self.usable:
-            self.abandon()
-            return
-        self._advance()
-        if self.usable and self._connection.notifies:
-            self.checkForNotifies()
-
-    def doWrite(self) -> None:
-        if self._pollingD is not None:
-            super().doWrite()
-            return
-        self.reactor.removeWriter(self)
-        if self.usable:
-            self._advance()
-
     def checkForNotifies(self) -> None:
         # as they come and in order; the library's cooperator would take the global reactor
         notifies = self._connection.notifies
@@ -273,18 +318,16 @@ class _Connection(txpostgres.Connection):  # type: ignore[misc]
             notify = notifies.pop(0)
             self.on_notify(notify.channel, notify.payload)
 
-    def connectionLost(self, reason: Failure) -> None:
-        with suppress(psycopg2.Error):  # txpostgres polls once more
-            super().connectionLost(reason)
-        self.abandon()
-
     def abandon(self) -> None:
         """Close it; whatever waits for an answer fails with ConnectionDone."""
-        if self._connection is not None and not self._connection.closed:
-            self.close()
-        elif self._connection is not None:
-            self.reactor.removeReader(self)
-            self.reactor.removeWriter(self)
+        link, self._link = self._link, None
+        if link is not None:
+            self.reactor.removeReader(link)
+            self.reactor.removeWriter(link)
+            link.close()
+            self._connection.close()
+        elif self._connection is not None and not self._connection.closed:
+            self.close()  # still connecting: txpostgres has the descriptor
         answer, self._answer = self._answer, None
         if answer is not None:
             answer.errback(Failure(ConnectionDone()))
@@ -369,7 +412,7 @@ class PostgresDriver:
             await self._publisher.start(self, instance)
             # listening comes first, whatever is read for a cache comes later
             first: Deferred[None] = Deferred()
-            self._listening = Deferred.fromCoroutine(self._listen(first))
+            self._listening = Deferred.fromCoroutine(self._listen(first)).addErrback(self._deaf, first)
             await first
         except BaseException:
             await self.stop()
@@ -436,6 +479,12 @@ class PostgresDriver:
 
     def _bug(self, failure: Failure) -> None:
         self._log.failure("the PostgreSQL driver failed", failure=failure)
+
+    def _deaf(self, failure: Failure, first: Deferred[None]) -> None:
+        """A bug has ended the listening."""
+        self._bug(failure)
+        if not first.called:
+            first.errback(failure)
 
     async def _work(self) -> None:
         """Serve what waits, on one connection; many of these run at once."""
@@ -547,7 +596,12 @@ class PostgresDriver:
                 await connection.query(b";".join(message))
             return
         self._append_effects(job, message, connection)
-        if begun or len(message) > 1:
+        if not begun and len(message) > 1:
+            # Nothing has been sent on this connection yet, and it may have died while idle: without COMMIT the loss can
+            # be made good by a repetition.
+            await connection.query(b";".join(message))
+            message, begun = [], True
+        if begun:
             message.append(b"COMMIT")
             job.committing = True
             await connection.query(b";".join(message))
@@ -693,6 +747,8 @@ class PostgresDriver:
     async def _connection(self) -> _Connection:
         while self._idle:
             connection = self._idle.pop()
+            # what died while idle has not been noticed yet when this turn of the reactor began before
+            connection.look()
             if connection.usable:
                 return connection
         connection = await self._connect(self._forget)

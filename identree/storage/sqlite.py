@@ -480,7 +480,11 @@ class InlineSqliteDriver:
 
     async def stop(self) -> None:
         await self._publisher.stop()
+        instance, position = self._publisher.instance, self._publisher.position
         if self.connection is not None:
+            if position > self._publisher.saved_position:
+                with suppress(StorageUnavailable):  # the log knows where it stands
+                    await self.write(lambda: outbox.save_cursor(instance, LOG, position))
             self.connection.close()
         self._engine = self.connection = None
 
@@ -539,9 +543,6 @@ class _Lane:
         self._waiting: deque[Job] = deque()
         self._busy = 0
         self._idle: list[Deferred[None]] = []
-
-    def __len__(self) -> int:
-        return len(self._waiting)
 
     def add(self, job: Job) -> None:
         self._waiting.append(job)
@@ -690,7 +691,7 @@ class SqliteDriver:
         return self._submit(self._writer, make)
 
     def read(self, make: MakeScript[T]) -> Deferred[T]:
-        return self._submit(self._reader or self._writer, make)
+        return self._submit(self._writer if self._reader is None else self._reader, make)
 
     def _submit(self, lane: _Lane | None, make: MakeScript[T]) -> Deferred[T]:
         job = Job(make, self._monotonic() + BUDGET_SECONDS)
