@@ -55,7 +55,8 @@ lint: $(VENV)/.dev ## ruff, mypy, import contracts
 test: system-packages $(VENV)/.dev catalogues agent lint ## lint and every test, on real parts
 	$(BIN)/python -m pytest tests
 
-bench: system-packages $(VENV)/.dev catalogues agent ## the numbers, measured on this machine
+bench: $(VENV)/.dev catalogues agent ## the numbers, measured on this machine
+	tools/ensure-packages --bench
 	$(BIN)/python -m benchmarks
 
 docs: $(VENV)/.runtime ## write docs/configuration.md from the settings registry
