@@ -4,7 +4,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from identree.app.waiters import Waiters
+from identree.app.waiters import ENDED_AT_ONCE, Waiters
 from identree.core.challenge import Live
 
 ID = "00112233445566778899aabbccddeeff"
@@ -78,13 +78,44 @@ class WaitersTests(SynchronousTestCase):
         self.successResultOf(self.waiters.expect(ID, 25))
 
     def test_waking_a_crowd(self) -> None:
-        """All are woken, a part at a time."""
+        """All are woken, a part at a time, and no timer stays."""
         waiters = Waiters(self.clock, limit=1000)
         held = [waiters.expect(f"{number:032x}", 25) for number in range(600)]
         waiters.heard(Live(event="resync", username=""))
-        self.assertEqual(len(waiters), 350)
-        self.clock.advance(0.05)
-        self.clock.advance(0.05)
+        self.assertEqual(len(waiters), 600 - ENDED_AT_ONCE)
+        self.clock.pump([0.01] * 40)
         for waiting in held:
             self.successResultOf(waiting)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_crowd_that_ends_together(self) -> None:
+        """However many holds end in the same instant, only so many are released in it; the rest follows."""
+        waiters = Waiters(self.clock, limit=1000)
+        held = [waiters.expect(f"{number:032x}", 25) for number in range(600)]
+        self.clock.advance(30)
+        self.assertEqual(len(waiters), 600 - ENDED_AT_ONCE)
+        self.clock.pump([0.01] * 40)
+        for waiting in held:
+            self.successResultOf(waiting)
+
+    def test_a_decision_does_not_queue(self) -> None:
+        """While a crowd is being released, a decision releases its host at once."""
+        waiters = Waiters(self.clock, limit=1000)
+        for number in range(600):
+            waiters.expect(f"{number:032x}", 25)
+        self.clock.advance(30)
+        mine = waiters.expect(ID, 25)
+        waiters.heard(resolved(ID))
+        self.successResultOf(mine)
+
+    def test_a_crowd_is_spread(self) -> None:
+        """Holds that begin together end over a fifth of their time, none later than it was asked for."""
+        waiters = Waiters(self.clock, limit=1000)
+        for number in range(200):
+            waiters.expect(f"{number:032x}", 25)
+        self.clock.advance(19.9)
+        self.assertEqual(len(waiters), 200)
+        self.clock.advance(0.1)
+        for left in (160, 120, 80, 40, 0):
+            self.clock.pump([0.01] * 100)
+            self.assertAlmostEqual(len(waiters), left, delta=2)
