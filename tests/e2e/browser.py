@@ -12,7 +12,16 @@ from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser as Chromium
-from playwright.sync_api import BrowserContext, Page, Playwright, Request, ViewportSize, expect, sync_playwright
+from playwright.sync_api import (
+    BrowserContext,
+    Page,
+    Playwright,
+    Request,
+    Response,
+    ViewportSize,
+    expect,
+    sync_playwright,
+)
 
 from tests.e2e.terminal import Terminal
 
@@ -125,6 +134,7 @@ class Person:
         self.page.on("console", lambda message: self._said(message.type, message.text))
         self.page.on("pageerror", lambda error: self._problems.append(f"exception: {error}"))
         self.page.on("requestfailed", self._failed)
+        self.page.on("response", self._answered)
 
     def __enter__(self) -> Person:
         return self
@@ -178,6 +188,10 @@ class Person:
     def _said(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):
             self._problems.append(f"console {kind}: {text}")
+
+    def _answered(self, response: Response) -> None:
+        if response.status >= 400:
+            self._problems.append(f"{response.request.method} {response.url}: status of {response.status}")
 
     def _failed(self, request: Request) -> None:
         # leaving a page ends its event stream, and a redirected form its request: neither is a failure

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from http.client import HTTPConnection
 from pathlib import Path
 from types import TracebackType
@@ -27,14 +28,30 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+# The ways to run it.
+TWISTD = (str(PROGRAMS / "twistd"), "-n", "identree")
+TWIST = (str(PROGRAMS / "twist"), "identree")
+SERVE = (str(PROGRAMS / "identree"), "serve")
+# A server never outlives the test run, even one that was killed.
+DYING_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
+
 class Server:
     """
-    ``twistd -n identree`` with its state in ``directory``.
+    A server with its state, and its working directory, in ``directory``.
 
     :param settings: more settings, by full name; they win over the defaults here.
+    :param port: where to listen; a free one when None.
     """
 
-    def __init__(self, directory: Path, settings: dict[str, str] | None = None, port: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        settings: dict[str, str] | None = None,
+        port: int | None = None,
+        command: Sequence[str] = TWISTD,
+    ) -> None:
+        self._command = command
         self.directory = directory
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -58,17 +75,23 @@ class Server:
         }
 
     @property
+    def environment(self) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"], "HOME": str(self.directory), "LANG": "C.UTF-8", **self.settings}
+
+    @property
     def log(self) -> str:
         return self._log.read_text("utf-8", "replace") if self._log.exists() else ""
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.directory), "LANG": "C.UTF-8", **self.settings}
-        # setpriv: a server never outlives the test run, even one that was killed
-        command = ["setpriv", "--pdeathsig", "KILL", str(PROGRAMS / "twistd"), "--nodaemon", "--pidfile=", "identree"]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*DYING_WITH_US, *self._command],
+                cwd=self.directory,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         end = time.monotonic() + START_SECONDS
         while not self.answers():
@@ -97,6 +120,20 @@ class Server:
             return self.process.wait(seconds)
         finally:
             self.kill()
+
+    def fails(self, seconds: float = 30) -> tuple[int, str]:
+        """Start it where it cannot work; its exit status, and what it said."""
+        done = subprocess.run(
+            [*DYING_WITH_US, *self._command],
+            check=False,
+            cwd=self.directory,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=seconds,
+        )
+        return done.returncode, done.stdout.decode("utf-8", "replace")
 
     def kill(self) -> None:
         """kill -9."""

@@ -1,6 +1,6 @@
 """
-What a terminal shows after it was sent some output: enough of ECMA-48 for what the agent and a shell write, and a picture
-of it made by a browser.
+What a terminal shows after it was sent some output: enough of ECMA-48 for what the agent and a shell write, and a page
+that a browser makes a picture of.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -42,6 +41,8 @@ SAID = {
         "reject": "Ablehnen",
     },
 }
+# What a browser says of a server that is going and coming back; the page shows it in its own words.
+RESTARTING = r"ERR_(CONNECTION_REFUSED|CONNECTION_RESET|INCOMPLETE|EMPTY_RESPONSE)|status of (429|503)"
 # What sudo or pam_unix would ask; sudo's own last line ("a password is required") asks nothing.
 PROMPT = re.compile(r"(?i)\[sudo\]|password( for .*)?: |passwort( für .*)?: ")
 
@@ -227,6 +228,7 @@ class TestCards:
     def test_signed_out(self, here: World) -> None:
         """Signing out ends the session; the next page asks to sign in again."""
         with here.browser.person() as who:
+            who.expected.append("status of 401")  # the open page may notice before the browser leaves it
             who.open(here.server.url)
             who.sign_in(here.user)
             who.shows("#live")
@@ -324,7 +326,7 @@ class TestDashboard:
             who.open(here.server.url)
             who.sign_in(here.user)
             who.shows("[data-connection=live]")
-            who.expected.append("ERR_CONNECTION_REFUSED|ERR_INCOMPLETE|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE")
+            who.expected.append(RESTARTING)
             here.server.stop()
             expect(who.page.locator("[data-connection]")).not_to_have_attribute("data-connection", "live")
             who.accessible()
@@ -366,7 +368,7 @@ class TestTrouble:
 
     def test_forged_approval(self, here: World) -> None:
         """Somebody between host and server says "approved" without the secret."""
-        with forging_proxy(here.server.port) as port:
+        with ForgingProxy(here.server.port) as port:
             here.host.configure(client_conf(f"http://127.0.0.1:{port}"))
             self.refused(here, "the approval does not carry this host's signature")
 
@@ -392,7 +394,7 @@ class TestTrouble:
         """A request survives a restart of the server; the terminal and the page go on."""
         request = here.sudo("id", "-u")
         with here.browser.person() as who:
-            who.expected.append("ERR_CONNECTION_REFUSED|ERR_INCOMPLETE|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE")
+            who.expected.append(RESTARTING)
             open_request(who, request, here.user)
             here.server.stop()
             here.server.start()
@@ -427,7 +429,7 @@ def screen_of(request: Request) -> Terminal:
     return terminal
 
 
-class forging_proxy:  # noqa: N801 - reads as a context
+class ForgingProxy:
     """Passes everything on to the server, but answers every poll with an approval of its own. Gives its port."""
 
     def __init__(self, port: int) -> None:

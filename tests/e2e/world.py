@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.e2e.browser import Browser
 from tests.e2e.provider import Provider
-from tests.e2e.server import REPOSITORY, SHARED_SECRET, PROGRAMS, Server, free_port
+from tests.e2e.server import PROGRAMS, REPOSITORY, SHARED_SECRET, Server, free_port
 from tests.e2e.sudohost import SudoHost, SudoProcess, pam_text, throw_away_name
 
 ADMIN = "carol"
