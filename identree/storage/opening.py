@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,15 @@ from identree.storage.store import SqlStore
 
 SQLITE_NAMES = ("sqlite", "sqlite3", "")
 POSTGRES_NAMES = ("postgres", "postgresql", "pg", "pgx")
+
+
+_URL_PASSWORD = re.compile(r"(//[^/?#:@]*):[^/?#]*@")
+_PAIR_PASSWORD = re.compile(r"((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'?|[^\s&]*)", re.IGNORECASE)
+
+
+def masked(dsn: str) -> str:
+    """The DSN as it may be logged: without passwords, in both forms."""
+    return _PAIR_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1:***@", dsn))
 
 
 class LogThread:

@@ -235,6 +235,10 @@ class _Connection(txpostgres.Connection):  # type: ignore[misc]
     def usable(self) -> bool:
         return self._link is not None and not self._connection.closed
 
+    def _cancel(self, d: Deferred[Any]) -> None:
+        # the library would ask a server for it that there is no connection to yet
+        self.abandon()
+
     async def open(self, parameters: Mapping[str, Any]) -> None:
         """:raise psycopg2.Error, ConnectionDone: there is no connection."""
         await self.connect(**parameters)
@@ -867,6 +871,8 @@ class PostgresDriver:
                 finally:
                     if connection is not None:
                         connection.abandon()
+                if self._stopping:
+                    return
                 await deferLater(self._reactor, RELISTEN_SECONDS[min(attempt, len(RELISTEN_SECONDS) - 1)])
                 attempt += 1
         except CancelledError:

@@ -16,7 +16,7 @@ from identree.core.errors import SchemaTooNew, StorageUnavailable
 from identree.storage import migrate
 from identree.storage.bus import RESYNC
 from identree.storage.interface import Caps
-from identree.storage.opening import open_store
+from identree.storage.opening import masked, open_store
 from identree.storage.postgres import parse_dsn, translate
 from identree.storage.store import SqlStore
 from tests.contracts.store import NOW, approving, at, challenge, code, described, opening, outcomes
@@ -58,6 +58,17 @@ class DsnTests(SynchronousTestCase):
         for dsn in ("", "postgresql://u:secret@[db/x", "just some secret words", "password='secret"):
             e = self.assertRaises(ValueError, parse_dsn, dsn)
             self.assertNotIn("secret", str(e))
+
+    def test_masked(self) -> None:
+        """No form of a DSN is logged with its password."""
+        for dsn, shown in (
+            ("postgresql://u:sec@ret@db/x?sslpassword=secret&a=b", "postgresql://u:***@db/x?sslpassword=***&a=b"),
+            ("postgresql://u@db/x", "postgresql://u@db/x"),
+            (r"host=db password='a \'secret' user=u", "host=db password=*** user=u"),
+            ("password = secret host=db", "password = *** host=db"),
+            ("/config/identree.db", "/config/identree.db"),
+        ):
+            self.assertEqual(masked(dsn), shown)
 
     def test_translation(self) -> None:
         """Named parameters, per cent signs and what only PostgreSQL sees."""
@@ -283,6 +294,15 @@ class LossTests(_Tests):
         await self.until(heard, RESYNC)
         self.execute("""SELECT pg_notify('identree_sse', '{"user":"bob","event":"x"}')""")
         await self.until(heard, Live(event="x", username="bob"))
+
+    async def test_stop_while_connecting(self) -> None:
+        """A store can be stopped at any point of its attempts to listen again."""
+        for turns in range(12):
+            store = await self.store()
+            self.kill("%LISTEN%")
+            for _ in range(turns):
+                await deferLater(reactor, 0.03)
+            await store.stop()
 
     async def test_many_lost(self) -> None:
         """Connections killed under load: every answer of success is in the database, and in the chain."""
