@@ -1,0 +1,149 @@
+"""The composition root: what is built from settings, and what stops the start."""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+from twisted.application.service import IServiceMaker
+from twisted.internet import reactor as real_reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.task import Clock
+from twisted.internet.threads import deferToThread
+from twisted.plugin import getPlugins
+from twisted.python import usage
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from identree.app.statefiles import BadStateFile
+from identree.service import Keeper, Options, build
+from identree.settings.load import load, no_files
+from tests.e2e.server import free_port
+
+
+class Directory:
+    """A state directory and the settings of a server that lives in it."""
+
+    def __init__(self, case: Any) -> None:
+        directory = TemporaryDirectory()
+        case.addCleanup(directory.cleanup)
+        self.path = Path(directory.name)
+        self.port = free_port()
+        self.environ = {
+            "IDENTREE_LISTEN_ADDR": f"127.0.0.1:{self.port}",
+            "IDENTREE_EXTERNAL_URL": f"http://127.0.0.1:{self.port}",
+            "IDENTREE_SHARED_SECRET": "service-shared-0123456789abcdef0",
+            "IDENTREE_SESSION_SECRET": "service-session-0123456789abcdef",
+            "IDENTREE_DATABASE_DSN": str(self.path / "identree.db"),
+            "IDENTREE_HOST_REGISTRY_FILE": str(self.path / "hosts.json"),
+            "IDENTREE_APPROVAL_POLICIES_FILE": str(self.path / "policies.json"),
+            "IDENTREE_SESSION_STATE_FILE": str(self.path / "sessions.json"),
+            "IDENTREE_AUDIT_LOG": f"file:{self.path / 'audit.jsonl'}",
+            "IDENTREE_LDAP_ENABLED": "false",
+            "IDENTREE_DEV_LOGIN": "true",
+        }
+
+    def build(self, **more: str) -> Any:
+        return build(load({**self.environ, **more}, read=no_files), real_reactor, give_up=lambda problem: None)
+
+
+class PluginTests(SynchronousTestCase):
+    def test_found(self) -> None:
+        """``twistd`` and ``twist`` find the plugin by its name."""
+        self.assertIn("identree", [maker.tapname for maker in getPlugins(IServiceMaker)])  # type: ignore[attr-defined]
+
+
+class OptionsTests(SynchronousTestCase):
+    def test_mistakes(self) -> None:
+        """All mistakes are one usage error, before anything runs."""
+        with patch.dict(os.environ, {"IDENTREE_CHALLENGE_TTL": "soon"}, clear=True):
+            refused = self.assertRaises(usage.UsageError, Options().parseOptions, [])
+        self.assertIn("IDENTREE_CHALLENGE_TTL", str(refused))
+        self.assertIn("IDENTREE_EXTERNAL_URL", str(refused))
+
+
+class BadStateTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.directory = Directory(self)
+
+    def test_bad_registry(self) -> None:
+        """A host registry that cannot be understood stops the start; it is never an empty one."""
+        (self.directory.path / "hosts.json").write_text("{nonsense")
+        (self.directory.path / "hosts.json").chmod(0o600)
+        self.assertIn("hosts.json", str(self.assertRaises(BadStateFile, self.directory.build)))
+
+    def test_bad_policies(self) -> None:
+        """Nor is a policy file that means something else than it says."""
+        path = self.directory.path / "policies.json"
+        path.write_text('{"policies":[{"name":"night","match_hosts":["*"],"allowed_hours":"25:00-26:00"}]}')
+        path.chmod(0o600)
+        self.assertIn("night", str(self.assertRaises(BadStateFile, self.directory.build)))
+
+    def test_client_certificates_asked_for(self) -> None:
+        """What this version cannot do is refused where it would be relied on."""
+        problem = self.assertRaises(
+            ValueError, self.directory.build, IDENTREE_MTLS_CA_CERT=str(self.directory.path / "ca.crt")
+        )
+        self.assertIn("IDENTREE_MTLS", str(problem))
+
+
+class RunTests(TestCase):
+    async def test_starts_and_stops(self) -> None:
+        """It listens when it is ready, answers, and is gone when stopped; the state is for its owner only."""
+        directory = Directory(self)
+        server = directory.build()
+        server.startService()
+        await server.started
+        status = await deferToThread(_status, directory.port)
+        self.assertEqual(status, 200)
+        await server.stopService()
+        with self.assertRaises(OSError):
+            await deferToThread(_status, directory.port)
+        self.assertEqual((directory.path / "identree.db").stat().st_mode & 0o777, 0o600)
+        self.assertEqual((directory.path / "audit.jsonl").stat().st_mode & 0o027, 0)
+
+    async def test_no_database(self) -> None:
+        """A database that cannot be opened is told, and nothing listens."""
+        directory = Directory(self)
+        told: Deferred[str] = Deferred()
+        settings = load(
+            {**directory.environ, "IDENTREE_DATABASE_DSN": str(directory.path / "none" / "identree.db")}, read=no_files
+        )
+        server = build(settings, real_reactor, give_up=told.callback)
+        server.startService()
+        self.assertIn("identree.db", await told)
+        with self.assertRaises((OSError, ConnectionRefusedError)):
+            await deferToThread(_status, directory.port)
+        await server.stopService()
+
+
+class KeeperTests(SynchronousTestCase):
+    def test_a_failing_round_is_not_the_last(self) -> None:
+        """A failure is logged, and the next round comes."""
+        clock, rounds = Clock(), []
+
+        async def work() -> None:
+            rounds.append(clock.seconds())
+            if len(rounds) == 1:
+                raise OSError("not now")
+
+        keeper = Keeper("test", 10, work, clock)
+        keeper.startService()
+        clock.advance(10)
+        clock.advance(10)
+        keeper.stopService()
+        clock.advance(10)
+        self.assertEqual(rounds, [10, 20])
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+
+
+def _status(port: int) -> int:
+    from http.client import HTTPConnection
+
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status
+    finally:
+        connection.close()
