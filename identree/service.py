@@ -71,6 +71,7 @@ POLICY_BYTES = 4 << 20
 # A sweep takes at most this many bounded batches, then lets others work.
 SWEEP_BATCHES = 20
 THREADS = 10
+DISK_PROBE_BYTES = 4096
 # Open files beside held requests and streams: pages, the database, the log.
 SPARE_FILES = 4096
 
@@ -283,6 +284,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         REGISTRY_BYTES,
         lambda raw: HostRegistry.empty() if raw is None else HostRegistry.parse(raw),
         in_thread,
+        HostRegistry.succeeded_by,
     )
     policies = StateFile(
         settings.approval_policies_file,
@@ -290,7 +292,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         lambda raw: Policies.empty() if raw is None else Policies.parse(raw),
         in_thread,
     )
-    metrics.registered_hosts.set(len(registry()))
+    _registry_read(log, metrics, registry())
     rules = rules_of(settings)
 
     store = open_store(
@@ -444,7 +446,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
 
     async def follow_files() -> None:
         if await registry.refresh():
-            metrics.registered_hosts.set(len(registry()))
+            _registry_read(log, metrics, registry())
         await policies.refresh()
 
     Keeper("state files", STATE_FILE_SECONDS, follow_files, reactor).setServiceParent(root)
@@ -593,6 +595,21 @@ def _events_lost(log: Logger, metrics: Metrics, sink: str, count: int) -> None:
     log.error("AUDIT retention cut off {count} events that {sink} had not got", count=count, sink=sink)
 
 
+def _registry_read(log: Logger, metrics: Metrics, registry: HostRegistry) -> None:
+    metrics.registered_hosts.set(len(registry))
+    if registry.dropped:
+        log.warn(
+            "host registry: {count} entries are unusable and ignored: {names}",
+            count=len(registry.dropped),
+            names=", ".join(map(repr, registry.dropped[:10])),
+        )
+    if registry.enabled and not len(registry):
+        log.error(
+            "host registry: it has become empty, so every host is refused. Register hosts; or, to let all hosts in by "
+            "the shared secret, restart identree."
+        )
+
+
 def _instance(settings: Settings) -> str:
     """
     The identity of this process's audit chain. Replicas share a database, so each keeps its own in its state directory.
@@ -657,8 +674,14 @@ def _disk(state_file: str) -> str:
         return "ok"
     path = Path(state_file).parent / f".healthz-{secrets.token_hex(8)}"
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        path.unlink()
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+            # an empty file fits on a full disk; a block of data does not
+            try:
+                if file.write(bytes(DISK_PROBE_BYTES)) < DISK_PROBE_BYTES:
+                    return "not_writable"
+                os.fsync(file.fileno())
+            finally:
+                path.unlink()
     except OSError:
         return "not_writable"
     return "ok"

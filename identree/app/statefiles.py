@@ -2,7 +2,8 @@
 State files that an operator or another program writes: read with suspicion, followed while we run.
 
 A file that is there but cannot be trusted or understood stops the start and, later, leaves the last good content in
-force; it never counts as absent (spec/storage section 12, which also has the limits).
+force; it never counts as absent (spec/storage section 12, which also has the limits). Nor does a file that was there
+and is gone: these files restrict, so that their loss would open what they closed. Only a restart takes it for absent.
 """
 
 from __future__ import annotations
@@ -35,15 +36,23 @@ def read_state_file(path: str, limit_bytes: int) -> tuple[bytes | None, Signatur
         return None, None
     except OSError as problem:
         raise BadStateFile(f"{path}: {problem.strerror}; it must be a regular file that identree may read") from problem
-    with os.fdopen(handle, "rb") as file:
+    with os.fdopen(_regular(handle, path), "rb") as file:
         about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise BadStateFile(f"{path} is not a regular file")
         if about.st_mode & 0o022:
             raise BadStateFile(f"{path} can be written by others; run: chmod go-w {path}")
         if about.st_size > limit_bytes:
             raise BadStateFile(f"{path} is larger than {limit_bytes} bytes")
-        return file.read(limit_bytes + 1), (about.st_ino, about.st_mtime_ns, about.st_size)
+        try:
+            return file.read(limit_bytes + 1), (about.st_ino, about.st_mtime_ns, about.st_size)
+        except OSError as problem:
+            raise BadStateFile(f"{path} cannot be read: {problem.strerror}") from problem
+
+
+def _regular(handle: int, path: str) -> int:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise BadStateFile(f"{path} is not a regular file")
+    return handle
 
 
 class StateFile(Generic[T]):
@@ -52,6 +61,7 @@ class StateFile(Generic[T]):
 
     :param parse: content to meaning; None is an absent file. ``ValueError`` means bad content.
     :param in_thread: runs a blocking function away from the reactor.
+    :param succeed: the meaning in force and the newly read one to the one that counts from now on.
     """
 
     _log = Logger()
@@ -62,11 +72,13 @@ class StateFile(Generic[T]):
         limit_bytes: int,
         parse: Callable[[bytes | None], T],
         in_thread: Callable[[Callable[[], object]], Awaitable[object]],
+        succeed: Callable[[T, T], T] = lambda before, after: after,
     ) -> None:
         self._path = path
         self._limit_bytes = limit_bytes
         self._parse = parse
         self._in_thread = in_thread
+        self._succeed = succeed
         self._trouble = ""
         self._value, self._signature = self._load()
 
@@ -85,7 +97,8 @@ class StateFile(Generic[T]):
         self._trouble = ""
         if loaded is None:
             return False
-        self._value, self._signature = loaded  # type: ignore[misc]
+        read: tuple[T, Signature] = loaded  # type: ignore[assignment]
+        self._value, self._signature = self._succeed(self._value, read[0]), read[1]
         self._log.info("state file: {path} read again", path=self._path)
         return True
 
@@ -100,9 +113,17 @@ class StateFile(Generic[T]):
         try:
             about = os.lstat(self._path)
         except FileNotFoundError:
-            changed = self._signature is not None
+            if self._signature is None:
+                return None
+            raise self._gone() from None
         except OSError as problem:
             raise BadStateFile(f"{self._path}: {problem.strerror}") from problem
-        else:
-            changed = self._signature != (about.st_ino, about.st_mtime_ns, about.st_size)
-        return self._load() if changed else None
+        if self._signature == (about.st_ino, about.st_mtime_ns, about.st_size):
+            return None
+        value, signature = self._load()
+        if signature is None:
+            raise self._gone()
+        return value, signature
+
+    def _gone(self) -> BadStateFile:
+        return BadStateFile(f"{self._path} is gone; put it back, or restart identree to go on without it")

@@ -44,11 +44,18 @@ class HostRegistry:
     An immutable registry. While it is empty it is disabled: callers ask :attr:`enabled` first, since a disabled
     registry knows nobody and so answers no to every question.
 
+    :param closed: enabled although it is empty: no host may ask.
     :ivar dropped: names in the file that are no host names, or have no entry; the caller warns.
     """
 
-    def __init__(self, entries: Mapping[str, HostEntry], dropped: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, entries: Mapping[str, HostEntry], dropped: tuple[str, ...] = (), *, closed: bool = False
+    ) -> None:
         self._entries = dict(entries)
+        # by digest: a table of random-looking keys that no caller can choose tells nothing by its timing, and every
+        # request of a stranger would otherwise cost a comparison per host
+        self._by_digest = {entry.digest: entry.name for entry in self._entries.values()}
+        self._closed = closed
         self.dropped = dropped
 
     @classmethod
@@ -81,9 +88,16 @@ class HostRegistry:
             raise ValueError("the host registry has entries, but none with a valid host name")
         return cls(entries, tuple(dropped))
 
+    def succeeded_by(self, after: HostRegistry) -> HostRegistry:
+        """
+        What counts when the file says ``after`` from now on. An enabled registry never becomes a disabled one while
+        the server runs: removing the last host would open every host to the global secret. It is closed instead.
+        """
+        return HostRegistry({}, after.dropped, closed=True) if self.enabled and not after.enabled else after
+
     @property
     def enabled(self) -> bool:
-        return bool(self._entries)
+        return bool(self._entries) or self._closed
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -102,12 +116,8 @@ class HostRegistry:
         return entry is not None and same(entry.digest, sha256(secret).digest())
 
     def any_host(self, secret: bytes) -> str | None:
-        """The host whose secret this is. All are compared, so that time does not tell how far one was."""
-        digest, found = sha256(secret).digest(), None
-        for entry in self._entries.values():
-            if same(entry.digest, digest):
-                found = entry.name
-        return found
+        """The host whose secret this is."""
+        return self._by_digest.get(sha256(secret).digest())
 
     def lists(self, hostname: str, username: str) -> bool:
         """Whether the user may use ``sudo`` on the host."""

@@ -641,7 +641,8 @@ _s(
     "HOST_REGISTRY_FILE",
     PATH,
     "/config/hosts.json",
-    "The host registry. With at least one host in it, only registered hosts are served.",
+    "The host registry. With at least one host in it, only registered hosts are served. While identree runs, emptying "
+    "the registry refuses every host, and removing the file changes nothing.",
     "/config/hosts.json",
     toml="misc.host_registry_file",
     live=NO,

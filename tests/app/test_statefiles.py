@@ -44,15 +44,37 @@ class StateFileTests(SynchronousTestCase):
         self.assertEqual(self.file()(), "absent")
 
     def test_followed(self) -> None:
-        """A changed, a removed and an unchanged file."""
+        """A new, an unchanged and a changed file."""
         file = self.file()
         self.write("one")
         self.assertEqual((self.refresh(file), file()), (True, "one"))
         self.assertEqual((self.refresh(file), file()), (False, "one"))
         self.write("two, longer")
         self.assertEqual((self.refresh(file), file()), (True, "two, longer"))
+
+    def test_gone(self) -> None:
+        """A file that is removed while we run restricts on: its loss must not open what it closed."""
+        self.write("restricting")
+        file = self.file()
         self.path.unlink()
-        self.assertEqual((self.refresh(file), file()), (True, "absent"))
+        self.assertEqual((self.refresh(file), file()), (False, "restricting"))
+        self.write("again")
+        self.assertEqual((self.refresh(file), file()), (True, "again"))
+
+    def test_succession(self) -> None:
+        """What a new content means may depend on what was in force."""
+        self.write("one")
+        file = StateFile(str(self.path), 100, parse, inline, lambda before, after: f"{after} after {before}")
+        self.write("two, longer")
+        self.assertEqual((self.refresh(file), file()), (True, "two, longer after one"))
+
+    def test_directory(self) -> None:
+        """A directory in its place is trouble with the file, not a bug that ends the following of others."""
+        self.write("good")
+        file = self.file()
+        self.path.unlink()
+        self.path.mkdir(mode=0o700)
+        self.assertEqual((self.refresh(file), file()), (False, "good"))
 
     def test_bad_content_keeps_the_last_good(self) -> None:
         """What cannot be understood changes nothing."""

@@ -97,3 +97,28 @@ class HostRegistryTests(SynchronousTestCase):
     def test_nothing_left(self) -> None:
         """A file of which no entry is usable is not an empty registry."""
         self.assertRaises(ValueError, parse, {"bad name": None})
+
+
+class SuccessionTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.registry = parse({"web01": {"secret": WEB, "users": ["*"]}})
+
+    def test_emptied(self) -> None:
+        """A registry whose last host is removed while we run refuses everybody; it does not open to all."""
+        after = self.registry.succeeded_by(parse({}))
+        self.assertTrue(after.enabled)
+        self.assertFalse(after.lists("web01", "alice"))
+        self.assertIsNone(after.any_host(WEB.encode()))
+
+    def test_stays_closed(self) -> None:
+        """An emptied registry that is read again, still empty, stays closed."""
+        self.assertTrue(self.registry.succeeded_by(parse({})).succeeded_by(parse({})).enabled)
+
+    def test_filled_again(self) -> None:
+        """The next registered host ends that."""
+        after = self.registry.succeeded_by(parse({})).succeeded_by(self.registry)
+        self.assertTrue(after.lists("web01", "alice"))
+
+    def test_never_used(self) -> None:
+        """Where there never was a registry, none is still none."""
+        self.assertFalse(HostRegistry.empty().succeeded_by(parse({})).enabled)
