@@ -29,6 +29,8 @@ from identree.web.router import TextAnswers
 from identree.web.sessions import BrowserSessions
 
 EVENTS_PATH = b"/api/events"
+# What browsers are told of (spec/web-ui section 9).
+EVENTS = frozenset({"challenge_created", "challenge_updated", "challenge_resolved", "session_changed", "host_changed"})
 
 # Frames that can be replayed after a reconnect.
 JOURNAL_FRAMES = 1024
@@ -226,6 +228,9 @@ class EventStreams:
                 for stream in group:
                     stream.behind, stream.seen = True, -1
                     self.wake(stream)
+            return
+        if live.event not in EVENTS:
+            # between replicas only
             return
         self._number += 1
         data = json.dumps({"challenge": live.challenge_id} if live.challenge_id else {}, separators=(",", ":"))

@@ -132,6 +132,15 @@ class ContractTests(EventTestCase):
         self.assertFalse(stream.connection.closed)
 
 
+class InternalEventTests(EventTestCase):
+    def test_not_for_browsers(self) -> None:
+        """What replicas tell each other does not reach a browser."""
+        stream = self.open()
+        stream.read()
+        self.hear("revoked", "alice")
+        self.assertEqual(stream.read(), "")
+
+
 class LimitTests(EventTestCase):
     def test_per_person(self) -> None:
         """So many streams per person; admins do not share a limit."""
