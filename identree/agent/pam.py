@@ -19,10 +19,18 @@ MAX_REQUEST_BYTES = 1024
 # With which each part of the request begins, in characters; the reason is cut by the server at the same length.
 _LIMITS = {"reason": 500, "command": 1000, "cwd": 255, "tty": 64, "remote_host": 253}
 
-# What is shortened first when the request is too long: what the approver misses least.
+# What is shortened first when the request is too long: what the approver misses least. So much of the command stays,
+# in characters: the person who asks writes the reason, and must not push out of sight what is to be approved.
 _SHORTENED = ("command", "cwd", "remote_host", "tty", "reason")
+_KEPT = {"command": 120}
 
 _USER_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+
+# What PAM asks of a module besides authentication; anything else is a request to authenticate, never a way past it.
+_OTHER_TYPES = ("account", "password", "session", "open_session", "close_session", "setcred")
+
+# The kernel takes no larger environment.
+_MAX_ENVIRONMENT_BYTES = 8 << 20
 
 # Who connects at all, connects within this time; more tries follow (section 19.8).
 FIRST_CONNECT_SECONDS = 2.5
@@ -39,7 +47,10 @@ def run() -> int:
     if not valid_user(user):
         note(f"identree: the user name {clean(user, 64)!r} cannot be approved; letters, digits, '.', '_', '-' only")
         return 1
-    if environ.get("PAM_TYPE", "auth") not in ("", "auth"):
+    if ambiguous(original_environment()):
+        note("identree: the PAM environment has one name twice; look for pam_env with user_readenv in this service")
+        return 1
+    if environ.get("PAM_TYPE", "auth") in _OTHER_TYPES:
         return 0
     try:
         config = configuration.load(conf_path(environ))
@@ -64,6 +75,28 @@ def run() -> int:
     return flow.Flow(config, client, watch, caller, user).run(first)
 
 
+def original_environment() -> bytes:
+    """Our environment as the kernel has it; empty when it cannot be read."""
+    data = b""
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            data = file.read(_MAX_ENVIRONMENT_BYTES)
+    except OSError:
+        pass
+    return data
+
+
+def ambiguous(block: bytes) -> bool:
+    """
+    Whether one of PAM's own names stands there twice.
+
+    pam_exec puts them behind what other modules left in the PAM environment, and Python takes the first of equal ones:
+    whoever could plant ``PAM_TYPE=account`` there would not be asked at all.
+    """
+    names = [item.partition(b"=")[0] for item in block.split(b"\0") if item.startswith(b"PAM_")]
+    return len(names) != len(set(names))
+
+
 def _prepare() -> None:
     """Load what the answer will need, while the server makes it."""
     from identree.agent import flow, screen, tokens  # noqa: F401
@@ -78,18 +111,17 @@ def conf_path(environ: dict[str, str]) -> str:
     """
     ``client.conf``, or what ``IDENTREE_CLIENT_CONF`` names for somebody who only tries the helper.
 
-    Whoever could choose the file could choose the server. So the variable counts only without privileges, or when a
-    controlling terminal shows that a person started us: pam_exec takes that away with ``setsid``, and nothing in a
-    PAM environment gives it back.
+    Whoever could choose the file could choose the server. So the variable counts only when a controlling terminal
+    shows that a person started us: pam_exec takes that away with ``setsid``, and nothing in a PAM environment gives it
+    back. That we are not root proves nothing: pam_exec may run us as the user whom ``su`` is about to let in.
     """
     named = environ.get("IDENTREE_CLIENT_CONF", "")
     if not named or os.getuid() != os.geteuid() or os.getgid() != os.getegid():
         return configuration.DEFAULT_PATH
-    if os.geteuid() == 0:
-        try:
-            os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-        except OSError:
-            return configuration.DEFAULT_PATH
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return configuration.DEFAULT_PATH
     return named
 
 
@@ -108,9 +140,9 @@ def encode(user: str, hostname: str, caller: Caller, reason: str, *, told: bool 
         over = len(body) - MAX_REQUEST_BYTES
         if over <= 0:
             return body
-        key = next(key for key in _SHORTENED if parts.get(key))
+        key = next(key for key in _SHORTENED if len(parts.get(key, "")) > _KEPT.get(key, 0))
         # One character is at most four bytes, and a quote or backslash two: cutting by a quarter converges.
-        parts[key] = shorten(parts[key], max(0, len(parts[key]) - max(1, over // 4)))
+        parts[key] = shorten(parts[key], max(_KEPT.get(key, 0), len(parts[key]) - max(1, over // 4)))
 
 
 def shorten(text: str, limit: int) -> str:

@@ -46,19 +46,23 @@ def clean(text: str, limit: int = 500) -> str:
 
 def shown(text: str, limit: int) -> str:
     """
-    ``text`` as an approver may read it: what :func:`clean` would drop stands there as an escape, because a command
-    that hides something must not look like one that does not.
+    ``text`` as an approver may read it: what :func:`clean` would drop stands there as an escape, and what is left out
+    at the end as an ellipsis, because a command that hides something must not look like one that does not.
     """
-    if text.isascii() and text.isprintable():
-        return text.strip()[:limit]
-    out = []
-    for char in text[:limit]:
-        code = ord(char)
-        if code in _SPACES or any(low <= code <= high for low, high in _DROPPED):
-            out.append(f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
-        else:
-            out.append(char)
-    return "".join(out).strip()[:limit]
+    text = text.strip()
+    cut = len(text) > limit
+    text = text[:limit]
+    if not (text.isascii() and text.isprintable()):
+        out = []
+        for char in text:
+            code = ord(char)
+            if code in _SPACES or any(low <= code <= high for low, high in _DROPPED):
+                out.append(f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+            else:
+                out.append(char)
+        text = "".join(out).strip()
+        cut = cut or len(text) > limit
+    return text[: limit - 1].rstrip() + "…" if cut else text
 
 
 def duration(text: str) -> float | None:

@@ -145,15 +145,16 @@ class CommandTests(unittest.TestCase):
         self.assertEqual(done.stderr, "")
 
     def test_override_without_terminal(self) -> None:
-        """Root without controlling terminal, as under pam_exec, does not take the file that the environment names."""
+        """Without controlling terminal, as under pam_exec, nobody's environment names the file, root's or not."""
         code = (
             "import os, sys; sys.path.insert(0, sys.argv[1])\nfrom identree.agent import pam\n"
-            "os.geteuid = os.getuid = lambda: 0\nos.getgid = os.getegid = lambda: 0\n"
-            "print(pam.conf_path({'IDENTREE_CLIENT_CONF': '/tmp/mine'}))"
+            "for id in 0, 1000:\n"
+            "    os.geteuid = os.getuid = os.getgid = os.getegid = lambda: id\n"
+            "    print(pam.conf_path({'IDENTREE_CLIENT_CONF': '/tmp/mine'}))"
         )
         command = [sys.executable, "-ISB", "-c", code, archive()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, start_new_session=True)
-        self.assertEqual(done.stdout, "/etc/identree/client.conf\n", done)
+        self.assertEqual(done.stdout, "/etc/identree/client.conf\n" * 2, done)
 
     def test_environment(self) -> None:
         """What could redirect, preload or reconfigure is removed from our own environment."""

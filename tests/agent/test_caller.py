@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from identree.agent.caller import Caller, parse_sudo
-from identree.agent.pam import MAX_REQUEST_BYTES, encode, valid_user
+from identree.agent.pam import MAX_REQUEST_BYTES, ambiguous, encode, valid_user
 from identree.agent.screen import open_terminal
 from identree.agent.watch import pending_signals
 from identree.core import names
@@ -100,6 +100,13 @@ class RequestTests(unittest.TestCase):
         self.assertEqual((sent["reason"], sent["cwd"]), ("r" * 500, "/home/alice"))
         self.assertTrue(sent["command"].endswith("x…"))
 
+    def test_reason_hides_no_command(self) -> None:
+        """However long the reason is that the person wrote, the approver sees how the command begins."""
+        caller = self.caller(command="rm -rf / " + "y" * 900, remote_host="r" * 253, cwd="/" + "c" * 254)
+        sent = json.loads(encode("a" * 64, "h" * 253, caller, "\U0001f600" * 500))
+        self.assertTrue(sent["command"].startswith("rm -rf / yyy"))
+        self.assertTrue(sent["command"].endswith("…"))
+
     def test_without_parts(self) -> None:
         """Empty parts are left out."""
         self.assertEqual(json.loads(encode("alice", "", self.caller(), "")), {"username": "alice"})
@@ -118,6 +125,16 @@ class RequestTests(unittest.TestCase):
             self.assertTrue(valid_user(name), name)
         for name in ("", ".a", "-a", "a b", "ä", "a" * 65, "a/b", "a\n"):
             self.assertFalse(valid_user(name), name)
+
+
+class PamEnvironmentTests(unittest.TestCase):
+    def test_names_twice(self) -> None:
+        """A PAM name that was planted before pam_exec's own is noticed, also behind a huge value."""
+        self.assertTrue(ambiguous(b"PAM_TYPE=account\0X=" + b"x" * 300_000 + b"\0PAM_USER=alice\0PAM_TYPE=auth\0"))
+
+    def test_ordinary(self) -> None:
+        """What pam_exec sets has each name once; other names are none of our business."""
+        self.assertFalse(ambiguous(b"X=1\0X=2\0PAM_USER=alice\0PAM_TYPE=auth\0PAM_TTY=PAM_TYPE=x\0"))
 
 
 class TerminalOpeningTests(unittest.TestCase):

@@ -200,6 +200,25 @@ class PlainTests(FlowTestCase):
         self.assertEqual(helper.run(PAM_TYPE="session"), 0)
         self.assertEqual(helper.output, "")
 
+    def test_unknown_pam_type(self) -> None:
+        """A type that PAM does not have is no way past the question."""
+        helper = self.helper(None)
+        self.assertEqual(helper.run(PAM_TYPE="Auth"), 1)
+
+    def test_planted_pam_type(self) -> None:
+        """A PAM environment in which somebody planted another type does not let anybody in."""
+        helper = self.helper(None)
+        code = (
+            "import os, sys\n"
+            "class Twice(dict):\n"
+            "    def keys(self): return ['PAM_TYPE', *dict.keys(self)]\n"
+            "    def values(self): return ['account', *dict.values(self)]\n"
+            "    def __len__(self): return dict.__len__(self) + 1\n"
+            "os.execve(sys.executable, [sys.executable, '-ISB', sys.argv[1]], Twice(os.environ))"
+        )
+        self.assertEqual(helper.run(code=code), 1, helper.output)
+        self.assertIn("twice", helper.output)
+
     def test_bad_user_names(self) -> None:
         """A name that no server accepts is refused before anything else."""
         for name in ("", "-rf", "user@domain", "a" * 65, "a\nb"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from identree.agent import messages
 from identree.agent.journal import line
-from identree.agent.text import clean, duration
+from identree.agent.text import clean, duration, shown
 
 
 class CleanTests(unittest.TestCase):
@@ -34,6 +34,25 @@ class CleanTests(unittest.TestCase):
         cleaned.encode()
         self.assertFalse(any(ord(char) < 32 or 0x7F <= ord(char) < 0xA0 for char in cleaned))
         self.assertEqual(clean(cleaned), cleaned)
+
+
+class ShownTests(unittest.TestCase):
+    def test_padding(self) -> None:
+        """A command whose end is pushed behind the limit by blanks is shown as one that goes on."""
+        self.assertEqual(shown("sh -c 'echo hi" + " " * 3000 + "; rm -rf /'", 2000), "sh -c 'echo hi…")
+        self.assertEqual(shown("sh -c 'echö hi" + " " * 3000 + "; rm -rf /'", 2000), "sh -c 'echö hi…")
+
+    def test_escapes(self) -> None:
+        """Escapes that make it longer than the limit do not hide that it was cut either."""
+        self.assertEqual(shown("a\x1b\x1b", 6), "a\\x1b…")
+
+    @given(st.text(st.characters(), max_size=60), st.integers(2, 60))
+    def test_nothing_disappears(self, text: str, limit: int) -> None:
+        """Within the limit, and marked exactly when something is missing."""
+        result = shown(text, limit)
+        self.assertLessEqual(len(result), limit)
+        if not result.endswith("…"):
+            self.assertEqual(result, shown(text, 100_000))
 
 
 class DurationTests(unittest.TestCase):
