@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -404,7 +405,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
     checks = [
         Check(
             name="disk",
-            probe=lambda: in_thread(partial(_disk, settings.session_state_file)),
+            probe=lambda: _disk(store, settings.session_state_file, in_thread),
             failure="not_writable",
             critical=True,
             fresh_seconds=10,
@@ -692,23 +693,27 @@ def _allow_connections(wanted: int, log: Logger) -> None:
         )
 
 
-def _disk(state_file: str) -> str:
-    """Whether the state directory can be written: by writing."""
-    if not state_file:
-        return "ok"
-    path = Path(state_file).parent / f".healthz-{secrets.token_hex(8)}"
-    try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
-            # an empty file fits on a full disk; a block of data does not
-            try:
-                if file.write(bytes(DISK_PROBE_BYTES)) < DISK_PROBE_BYTES:
-                    return "not_writable"
-                os.fsync(file.fileno())
-            finally:
-                path.unlink()
-    except OSError:
+async def _disk(store: SqlStore, state_file: str, in_thread: Callable[[Callable[[], bool]], Awaitable[bool]]) -> str:
+    """Whether the audit log and the state directory can be written."""
+    if not store.records or not await in_thread(partial(_writable, state_file)):
         return "not_writable"
     return "ok"
+
+
+def _writable(state_file: str) -> bool:
+    """Whether there is room and permission beside the state file: by writing."""
+    if not state_file:
+        return True
+    path = Path(state_file).parent / f".healthz-{secrets.token_hex(8)}"
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(b"x")
+        path.unlink()
+    except OSError:
+        with suppress(OSError):
+            path.unlink()
+        return False
+    return True
 
 
 async def _oidc(provider: OIDCProvider) -> str:

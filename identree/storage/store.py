@@ -83,6 +83,11 @@ class SqlStore:
         """The identity of the audit chain that this process writes."""
         return self._publisher.instance
 
+    @property
+    def records(self) -> bool:
+        """Whether events can be recorded; while the audit log's disk is full they are refused."""
+        return self._publisher.refusal is None
+
     def _recording(self, make: MakeScript[T]) -> Deferred[T]:
         """
         Run a script that emits events.
