@@ -220,6 +220,7 @@ class Setup:
         if not any(glob.glob(below(glob.escape(options.root), place) + "/pam_exec.so") for place in _MODULE_PLACES):
             raise SetupError("pam_exec.so is not among the system's PAM modules")
         path = resolve(options.root, options.agent)
+        check_owner(path)
         version = self._start([path, "--version"], {})
         if not version.strip():
             raise SetupError(f"{path} --version says nothing")
@@ -278,8 +279,9 @@ class Setup:
             if changes and not self._options.remove:
                 self._verify(changes)
         except BaseException as e:
-            for change in reversed(done):
-                write(change.path, change.old, like=change.path)
+            stuck = _roll_back(done)
+            if stuck:
+                raise SetupError(f"{_said(e)}. These could not be put back: {', '.join(stuck)}; see {BACKUP}") from None
             for saved in made:
                 os.unlink(saved)
             if isinstance(e, (SetupError, configuration.ConfigError)):
@@ -301,23 +303,49 @@ class Setup:
             complain(f"identree setup: warning: {e}")
 
 
-# The text of PAM files. A rule may go on after a backslash at the end of a line; bytes that are not ours are kept.
+def _roll_back(done: list[Change]) -> list[str]:
+    """Put the old contents back, the last change first, all that can be; returns the paths where that failed."""
+    stuck = []
+    for change in reversed(done):
+        try:
+            write(change.path, change.old, like=change.path)
+        except OSError as e:
+            stuck.append(f"{change.path} ({e.strerror})")
+    return stuck
+
+
+def _said(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+# The text of PAM files, as libpam reads it: lines end with LF alone (a CR begins no new one, also not in a comment), a
+# rule goes on after a backslash at the end of a line, comments and blank lines may stand between its parts, and after a
+# comment it does not go on. Bytes that are not ours are kept.
 
 
 def rules(data: bytes) -> list[bytes]:
     """The lines with their ends, continued lines joined to one entry."""
     out: list[bytes] = []
-    for line in data.splitlines(keepends=True):
-        if out and out[-1].rstrip(b"\r\n").endswith(b"\\") and not out[-1].lstrip().startswith(b"#"):
+    going_on = False
+    lines = data.split(b"\n")
+    for line in [*(each + b"\n" for each in lines[:-1]), *filter(None, lines[-1:])]:
+        if going_on:
             out[-1] += line
         else:
             out.append(line)
+        text, comment, _ = line.partition(b"#")
+        text = text.rstrip(b" \t\n")
+        if text or not going_on:
+            going_on = text.endswith(b"\\") and not comment
     return out
 
 
 def fields(rule: bytes) -> list[str]:
     """A rule's fields, with brackets kept together; empty for comments and blank lines."""
-    text = rule.replace(b"\\\n", b" ").decode("utf-8", "replace").split("#")[0]
+    text = ""
+    for line in rule.split(b"\n"):
+        part = line.partition(b"#")[0].rstrip(b" \t\r")
+        text += " " + part[: -1 if part.endswith(b"\\") else None].decode("utf-8", "replace")
     out: list[str] = []
     for word in text.split():
         if out and out[-1].startswith("[") and not out[-1].endswith("]"):
@@ -364,7 +392,7 @@ def insert(data: bytes, mode: str, agent: str) -> bytes:
         return b"".join(out)
     for index, rule in enumerate(out):
         words = fields(rule)
-        if words and (words[0].lower().lstrip("-") == "auth" or words[0] == "@include"):
+        if words and words[0].lower().lstrip("-") in ("auth", "@include"):
             return b"".join([*out[:index], rule_for(mode, agent), *out[index:]])
     if out and not out[-1].endswith(b"\n"):
         out.append(b"\n")
@@ -380,12 +408,12 @@ def includes_sudo(data: bytes) -> bool:
     """Whether the auth rules of another service come from sudo's file."""
     for rule in rules(data):
         words = fields(rule)
-        if words[:2] == ["@include", "sudo"]:
+        if words[1:2] == ["sudo"] and words[0].lower() == "@include":
             return True
         if (
             len(words) > 2
-            and words[0].lstrip("-") == "auth"
-            and words[1] in ("include", "substack")
+            and words[0].lower().lstrip("-") == "auth"
+            and words[1].lower() in ("include", "substack")
             and words[2] == "sudo"
         ):
             return True
@@ -451,6 +479,31 @@ def resolve(root: str, path: str) -> str:
             at = ""
         parts = target.split("/") + parts
     return below(root, at)
+
+
+def check_owner(path: str) -> None:
+    """
+    :raise SetupError: somebody else could replace the program at ``path``, which sudo will run as root.
+    """
+    at, what = path, "it"
+    while True:
+        try:
+            about = os.stat(at)
+        except OSError as e:
+            raise SetupError(f"{path} does not start: {e.strerror}") from None
+        if about.st_uid not in (0, os.geteuid()):
+            raise SetupError(
+                f"{path} would run as root, but {what} belongs to uid {about.st_uid}; run: chown root {at}"
+            )
+        # a group may be trusted with a directory, as Debian's staff is with /usr/local; in a sticky one nobody can
+        # rename what is another's
+        open_to = 0o022 if at == path else 0 if about.st_mode & stat.S_ISVTX else 0o002
+        if about.st_mode & open_to:
+            raise SetupError(f"{path} would run as root, but others can write to {what}; run: chmod go-w {at}")
+        above = os.path.dirname(at)
+        if above == at:
+            return
+        at, what = above, f"its directory {above}"
 
 
 def read(path: str) -> bytes | None:

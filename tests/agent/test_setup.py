@@ -64,6 +64,27 @@ class EditTests(unittest.TestCase):
         ):
             self.assertEqual(setup.insert(before, "sole", setup.AGENT), after)
 
+    def test_place_as_libpam_reads(self) -> None:
+        """A CR ends no line and so no comment, blanks may follow a backslash, comments stand between and end a rule."""
+        for before, after in (
+            (
+                b"# x\rauth required y.so\nauth required z.so\n",
+                b"# x\rauth required y.so\n" + SOLE + b"auth required z.so\n",
+            ),
+            (
+                b"session required \\ \nauth.so\nauth required y.so\n",
+                b"session required \\ \nauth.so\n" + SOLE + b"auth required y.so\n",
+            ),
+            (b"session x.so # \\\nauth required y.so\n", b"session x.so # \\\n" + SOLE + b"auth required y.so\n"),
+            (b"@INCLUDE common-auth\n", SOLE + b"@INCLUDE common-auth\n"),
+        ):
+            self.assertEqual(setup.insert(before, "sole", setup.AGENT), after)
+
+    def test_taken_out_whole(self) -> None:
+        """A rule for the helper that goes on over comments and blank lines is one rule."""
+        ours = b"auth required \\\n# why\n\n pam_exec.so stdout /usr/local/bin/identree\n"
+        self.assertEqual(setup.strip(b"# a \\\n" + ours + RED_HAT, setup.AGENT), b"# a \\\n" + RED_HAT)
+
     def test_conversion(self) -> None:
         """Any rule that runs the helper through pam_exec counts as present, is converted in place, and is alone."""
         for present in (
@@ -308,6 +329,36 @@ class SetupTests(unittest.TestCase):
 
         with mock.patch.object(setup, "write", write):
             self.refused("No space left on device")
+
+    def test_write_failure_for_good(self) -> None:
+        """When a file cannot be put back either, that is said, with the place of the original, and the others are."""
+        real = setup.write
+        calls: list[str] = []
+
+        def write(path: str, data: bytes, *, like: str) -> None:
+            calls.append(path)
+            if path.endswith("sudo-i") or (path.endswith("sudo") and calls.count(path) > 1):
+                raise OSError(28, "No space left on device", path)
+            real(path, data, like=like)
+
+        with mock.patch.object(setup, "write", write):
+            self.assertEqual(self.setup(), 1)
+        self.assertIn("could not be put back", self.said)
+        self.assertEqual((self.root / "etc/pam.d/sudo.identree.bak").read_bytes(), DEBIAN)
+
+    def test_replaceable_helper(self) -> None:
+        """A helper that others than root could replace is not given to sudo."""
+        self.agent.chmod(0o775)
+        self.refused("chmod go-w")
+        self.agent.chmod(0o755)
+        self.agent.parent.chmod(0o777)
+        self.refused("its directory")
+
+    def test_foreign_helper(self) -> None:
+        """Nor is one that belongs to a user."""
+        if os.geteuid() == 0:
+            os.chown(self.agent, 65534, 65534)
+            self.refused("belongs to uid 65534")
 
     def test_host_name(self) -> None:
         """--hostname is kept in client.conf, with its mode."""
