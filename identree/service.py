@@ -120,6 +120,7 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     try:
+        steady_timers(reactor)
         root = build(options["settings"], reactor)
     except (BadStateFile, SinkError, ValueError) as problem:
         raise usage.UsageError(str(problem)) from problem
@@ -144,6 +145,17 @@ def settle_memory() -> None:
 
 async def collect_garbage() -> None:
     gc.collect()
+
+
+def steady_timers(reactor: Any, monotonic: Callable[[], float] = time.monotonic) -> None:
+    """
+    Let the reactor's timers follow the monotonic clock. By default they follow the wall clock: set back by an hour, it
+    would hold every refusal, time-out and sweep for that hour; set forward, it would end every held request at once.
+
+    Only before anything is timed: what waits for an instant of the one clock would never come on the other.
+    """
+    if not reactor.getDelayedCalls():
+        reactor.seconds = monotonic
 
 
 class Keeper(Service):
@@ -339,6 +351,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         on_log_recovery=partial(log.info, "AUDIT sink works again", sink="jsonlog"),
         on_lost=partial(_events_lost, log, metrics),
         monotonic=monotonic,
+        wall=lambda: now().timestamp(),
     )
 
     hosts = Hosts(

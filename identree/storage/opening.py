@@ -82,6 +82,7 @@ def open_store(
     on_lost: Callable[[str, int], None] = lambda sink, count: None,
     new_instance: Callable[[], str] = lambda: secrets.token_hex(8),
     monotonic: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] | None = None,
 ) -> SqlStore:
     """
     Nothing is opened before ``start()``.
@@ -91,10 +92,16 @@ def open_store(
     :param instance: the identity of this process's audit chain; empty: the one persisted in the database, right for a
         server that is alone with its database. Replicas must each have their own, the same after every restart.
     :param sinks: names of the configured network sinks.
+    :param wall: unix seconds; by default the reactor's, which a steadied reactor does not have.
     :param max_open_conns: PostgreSQL only; at least 2.
     :param readers: SQLite only.
     :raise ValueError: the driver is unknown or the DSN malformed; the text names no password.
     """
+    unix_seconds = wall or reactor.seconds
+
+    def applied_at() -> int:
+        return int(unix_seconds())
+
     chain, bus = Chain(instance=instance, version=version), Bus()
     log_thread = LogThread(reactor)
     publisher = Publisher(
@@ -113,7 +120,7 @@ def open_store(
             chain,
             publisher,
             bus,
-            applied_at=lambda: int(reactor.seconds()),
+            applied_at=applied_at,
             new_instance=new_instance,
             readers=readers,
             monotonic=monotonic,
@@ -128,7 +135,7 @@ def open_store(
             chain,
             publisher,
             bus,
-            applied_at=lambda: int(reactor.seconds()),
+            applied_at=applied_at,
             new_instance=new_instance,
             connections=max_open_conns,
             monotonic=monotonic,

@@ -257,5 +257,6 @@ def build_site(
             b"/dev/seed-history": login_routes.SEED_BODY_BYTES,
         },
         max_connections=waiters.limit + settings.max_streams + SPARE_CONNECTIONS,
+        wall=lambda: now().timestamp(),
     )
     return Front(site, streams)

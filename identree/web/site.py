@@ -282,6 +282,7 @@ class Site(server.Site):
     :param token: returns n random bytes as hex.
     :param body_limits: in bytes, for exact paths.
     :param max_connections: one more is closed at once.
+    :param wall: unix seconds for the header ``Date``; by default the reactor's.
     """
 
     _log = Logger()
@@ -297,6 +298,7 @@ class Site(server.Site):
         token: Callable[[int], str],
         body_limits: Mapping[bytes, int] | None = None,
         max_connections: int = MAX_CONNECTIONS,
+        wall: Callable[[], float] | None = None,
     ) -> None:
         super().__init__(
             root,
@@ -306,6 +308,7 @@ class Site(server.Site):
             timeout=IDLE_SECONDS,
         )
         self.token = token
+        self._wall: Callable[[], float] = wall or reactor.seconds
         self._body_limits = dict(body_limits or {})
         self._max_connections = max_connections
         self._channels: set[Channel] = set()
@@ -338,7 +341,7 @@ class Site(server.Site):
 
     def common_headers(self, request: Request, headers: Headers) -> bytes:
         """The headers of section 2.3 that the answer did not set itself, as they go on the wire."""
-        second = int(self.reactor.seconds())
+        second = int(self._wall())
         if second != self._second:
             self._second = second
             self._dated = self._common + b"Date: %b\r\n" % http.datetimeToString(second)
