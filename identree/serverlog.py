@@ -59,7 +59,7 @@ def observer(level: str, *, as_json: bool, out: IO[str] | None = None) -> ILogOb
     """An observer for everything of ``level`` and above."""
     threshold = LogLevelFilterPredicate(LogLevel.levelWithName(_THRESHOLDS.get(level.lower(), "info")))
     # what Twisted itself says about each connection is of no use to an operator
-    for noisy in ("twisted.web.http", "twisted.web.server", "twisted.internet.protocol", "txpostgres"):
+    for noisy in ("twisted.web", "twisted.internet.protocol", "txpostgres"):
         threshold.setLogLevelForNamespace(noisy, LogLevel.warn)
     return FilteringLogObserver(LineObserver(out or sys.stderr, as_json=as_json), [threshold])
 

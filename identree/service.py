@@ -21,10 +21,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
-from twisted.application import strports
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
@@ -48,11 +46,13 @@ from identree.clients.http import build_http_client
 from identree.clients.oidc import OIDCProvider
 from identree.core import tokens
 from identree.core.audit import Sealed
+from identree.core.errors import SchemaTooNew, StorageUnavailable
 from identree.core.hosts import HostRegistry
 from identree.core.limits import FailureThrottle, SlidingWindow
 from identree.core.policy import Policies
 from identree.demo.provider import DemoProvider
 from identree.demo.run import DemoOptions, demo_settings, refuse_non_loopback, write_host_config
+from identree.listening import listener, remedy
 from identree.serverlog import observer
 from identree.settings.load import SettingsError, load, no_files
 from identree.settings.values import Settings
@@ -122,8 +122,11 @@ def makeService(options: Options) -> IService:
     try:
         steady_timers(reactor)
         root = build(options["settings"], reactor)
-    except (BadStateFile, SinkError, ValueError) as problem:
-        raise usage.UsageError(str(problem)) from problem
+    except SinkError as problem:
+        raise SystemExit(f"identree: IDENTREE_AUDIT_LOG: {problem.strerror}") from problem
+    except (BadStateFile, ValueError) as problem:
+        # too late for a usage error: twistd shows those of its options only, all others with a traceback
+        raise SystemExit(f"identree: {problem}") from problem
     root.started.addCallback(lambda _: settle_memory())
     Keeper("garbage", COLLECT_SECONDS, collect_garbage, reactor).setServiceParent(root)
     return root
@@ -269,11 +272,12 @@ class Identree(MultiService):
         self.started.callback(None)
 
     def _failed(self, failure: Failure) -> None:
-        self._log.error(
-            "identree cannot start: {problem}. Mend this and start it again; nothing was changed.",
-            problem=failure.getErrorMessage(),
-        )
-        self._give_up(failure.getErrorMessage())
+        problem = remedy(failure.value)
+        if failure.check(CannotListenError, SchemaTooNew, StorageUnavailable):
+            self._log.error("identree cannot start: {problem}", problem=problem)
+        else:
+            self._log.failure("identree cannot start", failure)
+        self._give_up(problem)
 
     def stopService(self) -> Deferred[object]:
         return Deferred.fromCoroutine(self._stop())
@@ -458,7 +462,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
     )
 
     listeners = MultiService()
-    strports.service(_endpoint(settings), front.site, reactor).setServiceParent(listeners)
+    listener(settings, front.site, reactor).setServiceParent(listeners)
 
     async def drain() -> None:
         """Streams first, then held requests, then up to the time-out for what is still running."""
@@ -469,8 +473,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
             await deferLater(reactor, 0.05, lambda: None)
 
     def exit_with_failure(problem: str) -> None:
-        print(f"identree: {problem}", file=sys.stderr)
-        # twistd reports success unless the process ends otherwise
+        # the log has the problem; twistd reports success unless the process ends otherwise
         reactor.addSystemEventTrigger("after", "shutdown", lambda: os._exit(1))
         reactor.callLater(0, reactor.stop)
 
@@ -587,18 +590,6 @@ def rules_of(settings: Settings) -> Rules:
     )
 
 
-def _endpoint(settings: Settings) -> str:
-    """The listen address as a Twisted endpoint description."""
-    host, _, port = settings.listen_addr.rpartition(":")
-    host = host.strip("[]")
-    interface = f":interface={quoteStringArgument(host or '::')}"
-    options = f"{port}:backlog={settings.listen_backlog}{interface}"
-    if settings.tls_cert_file:
-        key, certificate = quoteStringArgument(settings.tls_key_file), quoteStringArgument(settings.tls_cert_file)
-        return f"ssl:{options}:privateKey={key}:certKey={certificate}"
-    return f"tcp:{options}"
-
-
 class CountedLog:
     """The JSON log, with each record that it has counted as emitted."""
 
@@ -666,6 +657,8 @@ def _instance(settings: Settings) -> str:
                 os.fsync(file.fileno())
         except OSError as problem:
             raise ValueError(f"{path} cannot be written ({problem.strerror}): every replica needs one") from problem
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ValueError(f"{path} cannot be read ({problem}): every replica needs one") from problem
     if len(known) != 16 or not set(known) <= set("0123456789abcdef"):
         raise ValueError(f"{path} must hold 16 hexadecimal digits; remove it to begin a new audit chain")
     return known

@@ -68,3 +68,11 @@ class ServerLogTests(SynchronousTestCase):
         """Nobody to tell is no reason to fail."""
         self.out.close()
         self.log().info("hello")
+
+    def test_connections_are_no_news(self) -> None:
+        """What Twisted says about each probe of the identity provider is left out, but for warnings."""
+        chatter = self.log(namespace="twisted.web.client._HTTP11ClientFactory")
+        chatter.info("Starting factory")
+        self.assertEqual(self.out.getvalue(), "")
+        chatter.warn("something odd")
+        self.assertIn("something odd", self.out.getvalue())

@@ -1,0 +1,233 @@
+"""The web server's listener, and what an operator reads when the start fails."""
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from twisted.internet import reactor as real_reactor
+from twisted.internet.error import CannotListenError
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from identree.core.errors import StorageUnavailable
+from identree.listening import certificate_options, remedy
+from identree.service import build
+from identree.settings.load import load, no_files
+from tests.e2e.server import free_port
+
+
+class Authority:
+    """A certificate authority with an intermediate, and a server certificate for 127.0.0.1 below that."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root, root_key = _issue("root", None, None)
+        middle, middle_key = _issue("middle", self.root, root_key)
+        leaf, key = _issue("127.0.0.1", middle, middle_key)
+        self.certificate = directory / "chain.pem"
+        self.key = directory / "key.pem"
+        self.certificate.write_bytes(leaf.public_bytes(Encoding.PEM) + middle.public_bytes(Encoding.PEM))
+        self.key.write_bytes(_pem(key))
+        self.other_key = directory / "other.pem"
+        self.other_key.write_bytes(_pem(ec.generate_private_key(ec.SECP256R1())))
+        self.rubbish = directory / "rubbish.pem"
+        self.rubbish.write_text("rubbish")
+
+
+class CertificateTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.files = Authority(Path(directory.name))
+
+    def refused(self, certificate: Path, key: Path) -> str:
+        return str(self.assertRaises(ValueError, certificate_options, str(certificate), str(key)))
+
+    def test_missing(self) -> None:
+        """A file that is not there is named, with its setting."""
+        self.assertIn("IDENTREE_TLS_CERT_FILE: /none.pem cannot", self.refused(Path("/none.pem"), self.files.key))
+        self.assertIn("IDENTREE_TLS_KEY_FILE: /none.key", self.refused(self.files.certificate, Path("/none.key")))
+
+    def test_rubbish(self) -> None:
+        """So is one that holds something else."""
+        self.assertIn("no certificate in PEM", self.refused(self.files.rubbish, self.files.key))
+        self.assertIn("no unencrypted private key", self.refused(self.files.certificate, self.files.rubbish))
+
+    def test_other_key(self) -> None:
+        """A key of another certificate is noticed at the start, not at the first connection."""
+        self.assertIn("is not the key of", self.refused(self.files.certificate, self.files.other_key))
+
+
+class TLSTests(TestCase):
+    def setUp(self) -> None:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = Path(directory.name)
+        self.files = Authority(self.path)
+        self.port = free_port()
+
+    async def start(self) -> None:
+        settings = load(
+            {
+                **_environment(self.path, self.port),
+                "IDENTREE_TLS_CERT_FILE": str(self.files.certificate),
+                "IDENTREE_TLS_KEY_FILE": str(self.files.key),
+            },
+            read=no_files,
+        )
+        server = build(settings, real_reactor, give_up=lambda problem: None)
+        server.startService()
+        self.addCleanup(server.stopService)
+        await server.started
+
+    async def test_chain(self) -> None:
+        """A client that trusts only the root gets the chain that it needs, and an answer."""
+        await self.start()
+        trusting = ssl.create_default_context(cadata=self.files.root.public_bytes(Encoding.PEM).decode())
+        answer = await deferToThread(self._ask, trusting)
+        self.assertTrue(answer.startswith(b"HTTP/1.1 200 "), answer)
+
+    async def test_old_versions(self) -> None:
+        """TLS 1.1 is refused."""
+        await self.start()
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+        old.set_ciphers("ALL:@SECLEVEL=0")
+        old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+        with self.assertRaises(ssl.SSLError):
+            await deferToThread(self._ask, old)
+
+    async def test_plain(self) -> None:
+        """Who speaks plain HTTP to it gets nothing."""
+        await self.start()
+        self.assertEqual(await deferToThread(self._ask, None), b"")
+
+    def _ask(self, context: ssl.SSLContext | None) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as plain:
+            channel = context.wrap_socket(plain, server_hostname="127.0.0.1") if context else plain
+            with channel:
+                channel.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                try:
+                    return channel.recv(64)
+                except ConnectionResetError:
+                    return b""
+
+
+class RemedyTests(SynchronousTestCase):
+    def test_busy(self) -> None:
+        """A busy port is named with what to do."""
+        said = remedy(CannotListenError("127.0.0.1", 8090, OSError(98, "Address already in use")))
+        self.assertEqual(
+            said,
+            "cannot listen on 127.0.0.1:8090: Address already in use. End what uses the address, or set "
+            "IDENTREE_LISTEN_ADDR",
+        )
+
+    def test_database(self) -> None:
+        """A database out of reach is told with the setting that names it."""
+        self.assertIn("IDENTREE_DATABASE_DSN", remedy(StorageUnavailable("unreachable", "no such file")))
+
+
+class StartTests(SynchronousTestCase):
+    """``identree serve`` as an operator meets it when something is wrong."""
+
+    def setUp(self) -> None:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = Path(directory.name)
+        self.port = free_port()
+
+    def serve(self, **more: str) -> str:
+        """What it says; it must fail, and without a traceback."""
+        environment = {"PATH": os.environ["PATH"], **_environment(self.path, self.port), **more}
+        done = subprocess.run(
+            [sys.executable, "-m", "identree.cli", "serve"],
+            env=environment,
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        self.assertEqual(done.returncode, 1, done)
+        said = done.stdout + done.stderr
+        self.assertNotIn("Traceback", said)
+        self.assertNotIn("-secret-", said)
+        return said
+
+    def test_tls(self) -> None:
+        """Certificate files that are not there."""
+        said = self.serve(IDENTREE_TLS_CERT_FILE="/none.pem", IDENTREE_TLS_KEY_FILE="/none.key")
+        self.assertIn("identree: IDENTREE_TLS_CERT_FILE: /none.pem cannot be read", said)
+
+    def test_state_file(self) -> None:
+        """A host registry that makes no sense."""
+        (self.path / "hosts.json").write_text("{")
+        self.assertIn(f"identree: {self.path}/hosts.json: ", self.serve())
+
+    def test_audit_log(self) -> None:
+        """An audit log that leads elsewhere."""
+        (self.path / "audit.jsonl").symlink_to(self.path / "elsewhere")
+        self.assertIn("identree: IDENTREE_AUDIT_LOG: the audit log", self.serve())
+
+    def test_no_directory(self) -> None:
+        """A database whose directory does not exist."""
+        said = self.serve(IDENTREE_DATABASE_DSN=str(self.path / "none" / "identree.db"))
+        self.assertIn("Check IDENTREE_DATABASE_DSN", said)
+
+    def test_busy_port(self) -> None:
+        """An address that another program uses."""
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", self.port))
+            other.listen()
+            self.assertIn("or set IDENTREE_LISTEN_ADDR", self.serve())
+
+
+def _environment(directory: Path, port: int) -> dict[str, str]:
+    return {
+        "IDENTREE_LISTEN_ADDR": f"127.0.0.1:{port}",
+        "IDENTREE_EXTERNAL_URL": f"http://127.0.0.1:{port}",
+        "IDENTREE_SHARED_SECRET": "listening-secret-0123456789abcdef",
+        "IDENTREE_SESSION_SECRET": "listening-session-secret-456789abcdef",
+        "IDENTREE_DATABASE_DSN": str(directory / "identree.db"),
+        "IDENTREE_HOST_REGISTRY_FILE": str(directory / "hosts.json"),
+        "IDENTREE_APPROVAL_POLICIES_FILE": str(directory / "policies.json"),
+        "IDENTREE_SESSION_STATE_FILE": str(directory / "sessions.json"),
+        "IDENTREE_AUDIT_LOG": f"file:{directory / 'audit.jsonl'}",
+        "IDENTREE_LDAP_ENABLED": "false",
+        "IDENTREE_DEV_LOGIN": "true",
+    }
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _issue(name: str, issuer: x509.Certificate | None, issuer_key: Any) -> tuple[x509.Certificate, Any]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+    )
+    if name[0].isdigit():
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(name))]), critical=False)
+    else:
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    return builder.sign(issuer_key or key, SHA256()), key
