@@ -42,6 +42,10 @@ _STRICT = (
 )
 _NOTHING = b"default-src 'none'"
 _ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+# A name or an address, with or without port (RFC 9112 section 3.2); empty where the target has none.
+_HOST = re.compile(
+    rb"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63}){0,126}\.?|\[[0-9A-Fa-f:.]{2,45}\])?(?::[0-9]{0,5})?"
+)
 
 
 class Channel(http.HTTPChannel):
@@ -99,13 +103,24 @@ class Channel(http.HTTPChannel):
             return
         self._header_bytes = 0
         request: Any = self.requests[-1]
-        if self._version == b"HTTP/1.1" and not request.requestHeaders.hasHeader(b"Host"):
+        if not self._unmistakable(request.requestHeaders):
             self._respondToBadRequestAndDisconnect()
             return
         request.limit = self.site.body_limit(self._path.partition(b"?")[0])
         if self.length != 0:
             self.setTimeout(REQUEST_SECONDS - HEADER_SECONDS)
         super().allHeadersReceived()
+
+    def _unmistakable(self, headers: Headers) -> bool:
+        """Whether no proxy before us can have read the request as another one (RFC 9112 sections 3.2 and 6.3)."""
+        hosts = headers.getRawHeaders(b"Host", [])
+        if len(hosts) > 1 or (self._version == b"HTTP/1.1" and not hosts):
+            return False
+        if hosts and not _HOST.fullmatch(hosts[0].strip(b" \t")):
+            return False
+        codings = headers.getRawHeaders(b"Transfer-Encoding", [])
+        chunked = self._version == b"HTTP/1.1" and [coding.strip(b" \t").lower() for coding in codings] == [b"chunked"]
+        return chunked or not codings
 
     def allContentReceived(self) -> None:
         if not self._deaf:

@@ -158,6 +158,35 @@ class MalformedTests(SiteTestCase):
         self.clock.advance(LINGER_SECONDS)
         self.assertTrue(connection.closed)
 
+    def test_host_twice(self) -> None:
+        """Two hosts: a proxy may have believed the other one."""
+        self.refused(b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", b"400 ")
+
+    def test_impossible_host(self) -> None:
+        """A host that is none is a 400, and no bug that fills the log."""
+        for host in (b"a/b", b"a b", b"a@b", b"[::1", b"x:y", b"\xc3\xa4", b"<script>", b"x" * 64, b"a..b", b"."):
+            self.refused(b"GET /healthz HTTP/1.1\r\nHost: " + host + b"\r\n\r\n", b"400 ")
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_possible_hosts(self) -> None:
+        """Names, addresses and ports as browsers and agents send them reach the router, which answers."""
+        for host in (b"id.example.com", b"ID.example.com.:8090", b"127.0.0.1", b"[2001:db8::1]:80", b"a_b", b"", b"x:"):
+            connection = self.front.connect()
+            connection.send(b"GET /theme HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+            self.assertIn(b" 303 ", connection.raw[:20], host)
+
+    def test_other_codings(self) -> None:
+        """A transfer coding but chunked, or one in HTTP/1.0, leaves open where the body ends."""
+        for version, coding in (
+            (b"1.1", b"identity"),
+            (b"1.1", b"chunked\r\nTransfer-Encoding: identity"),
+            (b"1.0", b"chunked"),
+        ):
+            self.refused(
+                b"POST /theme HTTP/" + version + b"\r\nHost: x\r\nTransfer-Encoding: " + coding + b"\r\n\r\n0\r\n\r\n",
+                b"400 ",
+            )
+
     def test_no_host(self) -> None:
         """HTTP/1.1 without Host is a 400."""
         self.refused(b"GET /theme HTTP/1.1\r\n\r\n", b"400 ")
