@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any
 
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
@@ -64,6 +64,45 @@ class Channel(http.HTTPChannel):
     _deaf = False
     _closing = False
     _lost = False
+    timeOut: Any
+    _timer: IDelayedCall | None = None
+    _deadline = 0.0
+
+    def setTimeout(self, period: float | None) -> float | None:
+        """
+        As TimeoutMixin's, but for the timer: it runs on when it ends before the time-out, and looks then. Moving one to
+        an earlier time makes the reactor search all timers, and there is one for each of thousands of connections.
+        """
+        before: float | None = self.timeOut
+        self.timeOut = period
+        if period is not None:
+            self._deadline = self.site.reactor.seconds() + period
+            timer = self._timer
+            if timer is not None and timer.getTime() > self._deadline:
+                timer.cancel()
+                timer = None
+            if timer is None:
+                self._timer = self.callLater(period, self._look)
+        elif self._lost and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return before
+
+    def resetTimeout(self) -> None:
+        if self.timeOut is not None:
+            self.setTimeout(self.timeOut)
+
+    def _look(self) -> None:
+        """The time-out may have been put off, or taken away."""
+        self._timer = None
+        if self.timeOut is None:
+            return
+        left = self._deadline - self.site.reactor.seconds()
+        if left > 0:
+            self._timer = self.callLater(left, self._look)
+        else:
+            self.timeOut = None
+            self.timeoutConnection()
 
     def connectionMade(self) -> None:
         super().connectionMade()
