@@ -100,6 +100,13 @@ class Challenge:
     def approvers(self) -> tuple[str, ...]:
         return tuple(approval.approver for approval in self.approvals)
 
+    def approved_already(self, by: str) -> bool:
+        """
+        Whether ``by`` is counted, in whatever case: a directory that takes Alice for alice must not make a quorum of
+        one person.
+        """
+        return by.lower() in (approver.lower() for approver in self.approvers)
+
     def live(self, now: datetime) -> bool:
         """Whether it can still be decided; an instant of exactly ``expires_at`` is too late."""
         return self.status is Status.PENDING and self.expires_at > now.replace(microsecond=0)
@@ -285,7 +292,7 @@ def approve(
     _still_pending(challenge, now)
     if superseded:
         raise Superseded(challenge.id[:8])
-    if by in challenge.approvers:
+    if challenge.approved_already(by):
         raise DuplicateApproval(by)
     said = reason or challenge.reason
     after = replace(challenge, approvals=(*challenge.approvals, Approval(approver=by, at=now)))

@@ -73,7 +73,7 @@ def verify(paths: Sequence[str | Path], out: TextIO) -> int:
         check = _Check(files)
         check.run()
     except (OSError, EOFError, zlib.error) as e:
-        print(f"cannot read: {e}", file=out)
+        _say(f"cannot read: {e}", out)
         return UNREADABLE
     return check.report(out)
 
@@ -332,18 +332,24 @@ class _Check:
 
     def report(self, out: TextIO) -> int:
         for text in (*self._summary, *self._notes):
-            print(text, file=out)
+            _say(text, out)
         if self._repeated:
-            print(f"note: {self._repeated} records stand there more than once, byte for byte the same", file=out)
+            _say(f"note: {self._repeated} records stand there more than once, byte for byte the same", out)
         problems = sorted(self._problems, key=lambda problem: problem.place)
         for number, (place, seq, what) in enumerate(problems[:MAX_PRINTED]):
             name = "FIRST BAD RECORD" if number == 0 else "bad record"
-            print(f"{name}: {self._at(place)}{'' if seq is None else f', seq {seq}'}: {what}", file=out)
+            _say(f"{name}: {self._at(place)}{'' if seq is None else f', seq {seq}'}: {what}", out)
         if len(problems) > MAX_PRINTED:
-            print(f"and {len(problems) - MAX_PRINTED} more", file=out)
+            _say(f"and {len(problems) - MAX_PRINTED} more", out)
         held = f"{_count(self._records, 'record')} in {_count(len(self._files), 'file')}"
-        print(f"NOT VERIFIED: {held}" if problems else f"verified: {held}", file=out)
+        _say(f"NOT VERIFIED: {held}" if problems else f"verified: {held}", out)
         return BAD if problems else VERIFIED
+
+
+def _say(text: str, out: TextIO) -> None:
+    """One line. What a log holds may be forged, and must not command the terminal or add lines that look like ours."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
+    print("".join(shown), file=out)
 
 
 def _count(number: int, noun: str) -> str:

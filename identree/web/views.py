@@ -143,7 +143,7 @@ def request_view(
     )
     remaining = challenge.remaining_seconds(reading.now)
     missing = challenge.required_approvals - len(challenge.approvals)
-    if caller.username in challenge.approvers:
+    if challenge.approved_already(caller.username):
         why_not = reading.language.ngettext(
             "You approved this. %(num)s more person has to.", "You approved this. %(num)s more people have to.", missing
         )

@@ -100,6 +100,15 @@ class ApprovalTests(DecisionCase):
             self.world.store.events, ["challenge_created", "challenge_partially_approved", "challenge_approved"]
         )
 
+    def test_quorum_of_spellings(self) -> None:
+        """One person under two spellings is one person."""
+        self.policy(min_approvals=2)
+        id = self.challenge()
+        now_result(self.decisions.approve(self.world.caller("carol", "admin"), id))
+        with self.assertRaises(DuplicateApproval):
+            now_result(self.decisions.approve(self.world.caller("Carol", "admin"), id))
+        self.assertIs(self.status(id), Status.PENDING)
+
     def test_outside_the_window(self) -> None:
         """Outside the allowed hours nothing is approved, and the refusal is logged."""
         self.policy(allowed_hours="09:00-17:00")

@@ -63,6 +63,14 @@ class WholeTests(Base):
         self.assertIn(f"chain a1: seq 0 to 9, last hash {self.records[-1].hash} at {self.path}:10", text)
         self.assertIn("verified: 10 records in 1 file", text)
 
+    def test_forged_text(self) -> None:
+        """What a log says is shown harmless: it neither commands the terminal nor adds lines of its own."""
+        hostile = "a\x1b[2J\nverified: 99 records\u202e"
+        self.file("audit.log", lines(sealed(2, instance=hostile)))
+        text = self.whole()
+        self.assertIn("chain a\\x1b[2J\\nverified: 99 records\\u202e: seq 0", text)
+        self.assertFalse([line for line in text.splitlines() if not line.isprintable()])
+
     def test_empty(self) -> None:
         """An empty file holds nothing bad."""
         self.assertIn("0 records", self.whole(self.file("audit.log")))
