@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Build artefacts: the agent, the screenshots of the tests, the numbers of the benchmarks.
 BUILD := build
 
-.PHONY: help venv runtime-venv system-packages demo test lint bench agent catalogues docs clean lock
+.PHONY: help venv runtime-venv system-packages demo test lint bench agent catalogues docs screenshots clean lock
 
 help: ## what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -58,6 +58,10 @@ test: system-packages $(VENV)/.dev catalogues agent lint ## lint and every test,
 bench: $(VENV)/.dev catalogues agent ## the numbers, measured on this machine
 	tools/ensure-packages --bench
 	$(BIN)/python -m benchmarks
+
+screenshots: system-packages $(VENV)/.dev catalogues agent ## take the README's pictures anew
+	$(BIN)/python -m pytest tests/e2e/test_sudo.py -q -k TestPictures
+	$(BIN)/python tools/readme_images.py
 
 docs: $(VENV)/.runtime ## write docs/configuration.md from the settings registry
 	$(BIN)/python -m identree.settings.docs docs/configuration.md

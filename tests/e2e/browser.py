@@ -171,7 +171,13 @@ class Person:
 
     def keep(self, name: str) -> None:
         """A picture of the whole page as ``build/screenshots/NAME-SIZE-SCHEME-LANGUAGE.png``."""
-        self.page.screenshot(path=_path(f"{name}-{self.look}"), full_page=True, animations="disabled")
+        usual = self.page.viewport_size
+        assert usual is not None
+        # a window as high as the page: what is fixed to an edge stays at the edge
+        height = max(usual["height"], self.page.evaluate("document.documentElement.scrollHeight"))
+        self.page.set_viewport_size({"width": usual["width"], "height": height})
+        self.page.screenshot(path=_path(f"{name}-{self.look}"), animations="disabled")
+        self.page.set_viewport_size(usual)
 
     def accessible(self) -> None:
         """:raise AssertionError: axe-core finds a violation of WCAG 2.2 AA on the page as it is."""
