@@ -27,10 +27,17 @@ from identree.web.reading import (
     query,
 )
 from identree.web.replies import RETRY_UNAVAILABLE_SECONDS, empty, redirect, retry_after, see_other, set_cookie, text
-from identree.web.router import PROVIDER_UNAVAILABLE, SIGNED_OUT, CardAnswers, Cards, Router, TextAnswers
+from identree.web.router import (
+    LOGIN_PATH,
+    PROVIDER_UNAVAILABLE,
+    SIGNED_OUT,
+    CardAnswers,
+    Cards,
+    Router,
+    TextAnswers,
+)
 from identree.web.sessions import BrowserSessions
 
-LOGIN_PATH = "/sessions/login"
 # Binds a sign-in to the browser that began it.
 LOGIN_COOKIE = "identree_login"
 THEME_COOKIE = "identree_theme"

@@ -20,7 +20,7 @@ from identree.app.rules import Rules
 from identree.core.addresses import throttle_key
 from identree.core.errors import NotFound, SessionExpired
 from identree.core.limits import SlidingWindow
-from identree.web.reading import cookie, query
+from identree.web.reading import query
 from identree.web.render import Renderer, Shell
 from identree.web.replies import json_error, retry_after, see_other, send_json, text
 from identree.web.router import CardAnswers, Router
@@ -48,7 +48,7 @@ class Sessions(Protocol):
 
     def flashes(self, request: IRequest) -> Sequence[Flash]: ...
 
-    def flash(self, request: IRequest, items: Sequence[Flash]) -> None: ...
+    def ended(self, request: IRequest) -> None: ...
 
 
 class PageRoutes:
@@ -239,8 +239,7 @@ class PageRoutes:
         return self._render.card(request, http.NOT_FOUND, "challenge_expired_or_resolved")
 
     def _to_login(self, request: IRequest, wanted: str) -> bytes:
-        if cookie(request, "pam_session"):
-            self._sessions.flash(request, [("expired", ())])
+        self._sessions.ended(request)
         return see_other(request, f"{self._rules().external_url}/sessions/login?next={quote(wanted, safe='/')}")
 
     def _signed_out(self, request: IRequest) -> bytes:

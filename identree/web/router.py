@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from klein import Klein
 from twisted.internet.defer import Deferred
@@ -16,9 +17,9 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from identree.core import errors
+from identree.core import errors, names
 from identree.core.errors import Refused
-from identree.web.reading import wants_json
+from identree.web.reading import form, wants_json
 from identree.web.replies import RETRY_UNAVAILABLE_SECONDS, json_error, retry_after, text
 
 # The status of each refusal that a person can meet; the first that fits. What is not listed is a 403.
@@ -32,6 +33,8 @@ STATUSES: tuple[tuple[type[Refused], int], ...] = (
     (errors.DuplicateApproval, 409),
     (errors.Superseded, 409),
 )
+
+LOGIN_PATH = "/sessions/login"
 
 # Message keys of cards that are no refusals of the domain.
 STORAGE_UNAVAILABLE = "storage_unavailable"
@@ -80,6 +83,22 @@ def status_of(refusal: Refused) -> int:
     return 403
 
 
+def way_back(request: IRequest, refusal: Refused) -> str | None:
+    """
+    To the page of a form that was refused for want of a session or a fresh token: through the sign-in where that is
+    what helps, else straight. The form names its page in the field ``page``, or ``from``.
+    """
+    signs_in = isinstance(refusal, errors.SessionExpired | errors.FreshLoginRequired)
+    if not signs_in and not isinstance(refusal, errors.FormExpired | errors.BadCsrfToken):
+        return None
+    try:
+        fields = form(request)
+    except errors.Invalid:
+        fields = {}
+    page = names.local_path(fields.get("page") or fields.get("from", ""))
+    return f"{LOGIN_PATH}?next={quote(page, safe='/')}" if signs_in else page
+
+
 def hint(request: IRequest, refusal: Refused) -> None:
     """``Retry-After``, where waiting helps."""
     if isinstance(refusal, errors.Throttled):
@@ -109,7 +128,7 @@ class CardAnswers(TextAnswers):
 
     def refused(self, request: IRequest, refusal: Refused) -> bytes:
         hint(request, refusal)
-        return self.say(request, status_of(refusal), refusal.key)
+        return self.say(request, status_of(refusal), refusal.key, retry=way_back(request, refusal))
 
     def unavailable(self, request: IRequest, error: Exception) -> bytes:
         retry_after(request, RETRY_UNAVAILABLE_SECONDS)

@@ -16,6 +16,12 @@ from identree.web.replies import set_cookie
 SESSION_COOKIE = "pam_session"
 FLASH_COOKIE = "pam_flash"
 AVATAR_COOKIE = "identree_avatar"
+# That this browser was signed in: the session cookie is gone from the browser when it ends, and the flash is Strict,
+# so neither can say after a sign-in at another site why it was asked for.
+SIGN_IN_COOKIE = "identree_signin"
+KNOWN, ENDED, AGAIN = "known", "ended", "again"
+# Later nobody wonders.
+SIGN_IN_SECONDS = 86_400
 FLASH_SECONDS = 10
 AVATAR_SECONDS = 30 * 86_400
 # Items in one flash cookie, and characters of a picture's address; more is nothing that we wrote.
@@ -24,6 +30,7 @@ MAX_PICTURE = 1024
 
 # A message code and its arguments, as in ``approved:host:user:unix``.
 Flash = tuple[str, Sequence[str]]
+EXPIRED: Flash = ("expired", ())
 
 
 def flash_item(flash: Flash) -> str:
@@ -57,6 +64,7 @@ class BrowserSessions:
     def signed_in(self, request: IRequest, signed_in: SignedIn) -> None:
         """The cookies of a completed sign-in."""
         self._set_session(request, signed_in.cookie)
+        self._set_sign_in(request, AGAIN if cookie(request, SIGN_IN_COOKIE) == ENDED else KNOWN)
         picture = signed_in.picture
         if picture.startswith(("https://", "http://")) and len(picture) <= MAX_PICTURE:
             set_cookie(
@@ -70,8 +78,16 @@ class BrowserSessions:
             )
 
     def forget(self, request: IRequest) -> None:
-        """Delete the session cookie."""
+        """Delete the session cookie, and what reminds of a session."""
+        if cookie(request, SIGN_IN_COOKIE):
+            set_cookie(request, SIGN_IN_COOKIE, "", max_age=0, secure=self._rules().secure)
         set_cookie(request, SESSION_COOKIE, "", max_age=0, secure=self._rules().secure, same_site="Strict")
+
+    def ended(self, request: IRequest) -> None:
+        """Somebody without a session is sent to sign in: where there was one, the next page says so."""
+        if cookie(request, SESSION_COOKIE) or cookie(request, SIGN_IN_COOKIE):
+            self.flash(request, [EXPIRED])
+            self._set_sign_in(request, ENDED)
 
     def flash(self, request: IRequest, items: Sequence[Flash]) -> None:
         """Leave messages for the next page."""
@@ -81,19 +97,25 @@ class BrowserSessions:
 
     def flashes(self, request: IRequest) -> list[Flash]:
         """The messages left for this page; they are cleared."""
-        raw = cookie(request, FLASH_COOKIE)
-        if not raw:
-            return []
-        self._set_flash(request, "", 0)
         found: list[Flash] = []
+        if cookie(request, SIGN_IN_COOKIE) == AGAIN:
+            self._set_sign_in(request, KNOWN)
+            found.append(EXPIRED)
+        raw = cookie(request, FLASH_COOKIE)
+        if raw:
+            self._set_flash(request, "", 0)
         for item in raw.split(",")[:MAX_FLASHES]:
             code, *arguments = item.strip(" ").split(":")
-            if code:
-                found.append((code, tuple(arguments) if arguments != [""] else ()))
+            flash: Flash = (code, tuple(arguments) if arguments != [""] else ())
+            if code and not (flash == EXPIRED and EXPIRED in found):
+                found.append(flash)
         return found
 
     def _set_flash(self, request: IRequest, value: str, max_age: int) -> None:
         set_cookie(request, FLASH_COOKIE, value, max_age=max_age, secure=self._rules().secure, same_site="Strict")
+
+    def _set_sign_in(self, request: IRequest, value: str) -> None:
+        set_cookie(request, SIGN_IN_COOKIE, value, max_age=SIGN_IN_SECONDS, secure=self._rules().secure)
 
     def _set_session(self, request: IRequest, value: str) -> None:
         set_cookie(

@@ -47,7 +47,13 @@ class ActionTestCase(SynchronousTestCase):
         return int(self.world.now().timestamp()) + seconds
 
     def card(self, response: Response, code: int, key: str) -> None:
-        self.assertEqual((response.code, response.text), (code, f"CARD({key}) retry=None"))
+        retry = {
+            "session_expired_sign_in": "/sessions/login?next=/",
+            "oidc_reauth_required": "/sessions/login?next=/",
+            "form_expired_message": "/",
+            "invalid_csrf": "/",
+        }.get(key)
+        self.assertEqual((response.code, response.text), (code, f"CARD({key}) retry={retry}"))
 
     def done(self, response: Response, flash: str | None, location: str = "/") -> None:
         """A redirect that carries this flash, and a renewed session."""
@@ -125,6 +131,23 @@ class FormAuthenticationTests(ActionTestCase):
         self.front.sign_in()
         self.world.clock.advance(1801)
         self.each(403, "session_expired_sign_in")
+
+    def test_way_back(self) -> None:
+        """Through the sign-in back to the page of the form, which is nobody else's."""
+        for page, back in (
+            ("/approve/ABCDEF-123456", "/approve/ABCDEF-123456"),
+            ("/%C3%A9", "/%25C3%25A9"),
+            ("//evil.example", "/"),
+            ("https://evil.example/", "/"),
+        ):
+            response = self.front.post("/api/challenges/approve", page=page)
+            self.assertEqual(response.text, f"CARD(session_expired_sign_in) retry=/sessions/login?next={back}")
+
+    def test_way_back_of_an_old_page(self) -> None:
+        """A page that was open for too long is opened anew."""
+        self.front.sign_in()
+        response = self.front.post("/api/challenges/approve", page="/approve/ABCDEF-123456", csrf_token="0" * 64)
+        self.assertEqual(response.text, "CARD(invalid_csrf) retry=/approve/ABCDEF-123456")
 
     def test_timestamp(self) -> None:
         """The timestamp must be an integer."""

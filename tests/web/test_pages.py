@@ -58,6 +58,13 @@ class ApproveTests(PageCase):
         self.assertEqual(response.code, 200)
         self.assertIn("pam_session=", response.headers.getRawHeaders("set-cookie")[0])
 
+    def test_forms_name_their_page(self) -> None:
+        """Each form knows the page that a refused sender is led back to."""
+        code = self.house.ask("alice").user_code
+        page = self.body(self.get(f"/approve/{code}", "alice"))
+        text = page.decode() if isinstance(page, bytes) else page
+        self.assertEqual(text.count(f'name="page" value="/approve/{code}"'), 2)
+
     def test_typed_code(self) -> None:
         """A code typed in small letters is the same code."""
         code = self.house.ask("alice").user_code

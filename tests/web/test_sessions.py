@@ -69,6 +69,64 @@ class FlashTests(SynchronousTestCase):
         self.assertEqual(len(self.sessions.flashes(request("pam_flash=" + "a:," * 500))), MAX_FLASHES)
 
 
+class EndedSessionTests(SynchronousTestCase):
+    """What is said after a repeated sign-in: the provider being another site, only Lax cookies return."""
+
+    def setUp(self) -> None:
+        self.world = World()
+        self.sessions = BrowserSessions(self.world.people, lambda: self.world.rules)
+
+    def left(self, made: DummyRequest, name: str = "identree_signin") -> str | None:
+        """The cookie as the browser would send it back."""
+        lines = [line.decode() for line in made.responseHeaders.getRawHeaders(b"Set-Cookie", [])]
+        return next((line.partition(";")[0] for line in lines if line.startswith(f"{name}=")), None)
+
+    def signed_in(self, cookies: str = "") -> str | None:
+        made = request(cookies)
+        signing_in = self.world.people.sign_in_for_development("alice", "user", "192.0.2.1")
+        self.sessions.signed_in(made, self.successResultOf(signing_in))
+        return self.left(made)
+
+    def ended(self, cookies: str) -> str | None:
+        made = request(cookies)
+        self.sessions.ended(made)
+        return self.left(made)
+
+    def test_said_once(self) -> None:
+        """A session ends, the person signs in again: the first page says why, the second does not."""
+        known = self.signed_in()
+        self.assertEqual(known, "identree_signin=known")
+        ended = self.ended(known or "")
+        again = self.signed_in(ended or "")
+        first = request(again or "")
+        self.assertEqual(self.sessions.flashes(first), [("expired", ())])
+        self.assertEqual(self.sessions.flashes(request(self.left(first) or "")), [])
+
+    def test_said_once_at_the_same_site(self) -> None:
+        """Where the flash comes back too, it is still said once."""
+        self.assertEqual(self.sessions.flashes(request("identree_signin=again; pam_flash=expired:")), [("expired", ())])
+
+    def test_never_signed_in(self) -> None:
+        """Who comes for the first time is told nothing."""
+        self.assertIsNone(self.ended(""))
+        self.assertEqual(self.sessions.flashes(request(self.signed_in() or "")), [])
+
+    def test_signed_out(self) -> None:
+        """Who signed out knows why."""
+        made = request("identree_signin=known")
+        self.sessions.forget(made)
+        self.assertEqual(self.left(made), "identree_signin=")
+
+    def test_comes_back_from_another_site(self) -> None:
+        """The cookie is Lax, and no script reads it."""
+        made = request("pam_session=over")
+        self.sessions.ended(made)
+        self.assertIn(
+            b"identree_signin=ended; Path=/; Max-Age=86400; HttpOnly; SameSite=Lax; Secure",
+            made.responseHeaders.getRawHeaders(b"Set-Cookie"),
+        )
+
+
 class CookieTests(SynchronousTestCase):
     def test_first(self) -> None:
         """The first of a name counts, in any of the headers."""
