@@ -6,6 +6,7 @@ The server's log: one line per event on standard error, as ``key=value`` or as J
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -27,6 +28,19 @@ _THRESHOLDS = {"debug": "debug", "info": "info", "warn": "warn", "warning": "war
 _PLAIN = re.compile(r"[!#-<>-~]+", re.ASCII)
 # A single line never grows beyond this; what is longer was not meant for a log.
 LONGEST_VALUE_CHARACTERS = 8192
+
+
+def keep_standard_streams() -> None:
+    """
+    Open on ``/dev/null`` what of descriptors 0 to 2 was closed by who started us. Otherwise the next file that is
+    opened takes the number, and the log or the audit records would be written into the database.
+    """
+    while True:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor > 2:
+            os.close(descriptor)
+            return
+        os.set_inheritable(descriptor, True)
 
 
 def level_named(text: str) -> str | None:
@@ -61,7 +75,7 @@ def observer(level: str, *, as_json: bool, out: IO[str] | None = None) -> ILogOb
     # what Twisted itself says about each connection is of no use to an operator
     for noisy in ("twisted.web", "twisted.internet.protocol", "txpostgres"):
         threshold.setLogLevelForNamespace(noisy, LogLevel.warn)
-    return FilteringLogObserver(LineObserver(out or sys.stderr, as_json=as_json), [threshold])
+    return FilteringLogObserver(LineObserver(out or sys.stderr or open(os.devnull, "w"), as_json=as_json), [threshold])
 
 
 def _fields(event: LogEvent) -> dict[str, str]:
@@ -70,7 +84,8 @@ def _fields(event: LogEvent) -> dict[str, str]:
     fields = {
         "time": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "level": _LEVELS.get(level, "INFO"),
-        "msg": formatEvent(event),
+        # the journal's lines are most of all lines, and are text already
+        "msg": _text(event.get("message", "")) if event.get("log_format") == "{message}" else formatEvent(event),
     }
     for name, value in event.get("attributes", {}).items():
         fields[name] = _text(value)

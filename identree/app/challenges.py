@@ -159,7 +159,8 @@ class Challenges:
             return moves.opened(challenge)
 
         caps = Caps(per_user=rules.max_pending_per_user, total=rules.max_pending)
-        codes = [self._code() for _ in range(CODE_CANDIDATES)]
+        # made when they are wanted: hardly ever a second one
+        codes = (self._code() for _ in range(CODE_CANDIDATES))
         try:
             step = await self._store.create_challenge(draft.username, hostname, codes, opening, caps, now)
         except TooManyPending:

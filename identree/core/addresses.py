@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Network = IPv4Network | IPv6Network
 
 # Proxies in a row that are believed; the rest of the header is not looked at.
 MAX_HOPS = 32
+# The same hosts ask again and again; so many parsed addresses are kept, 1 MB at most.
+REMEMBERED = 4096
 # Longest entry of the header that can be an address with a port, in characters.
 _ENTRY_LENGTH = 64
 
@@ -35,7 +38,12 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     text = text.strip(" \t")
-    if len(text) > _ENTRY_LENGTH or "%" in text:
+    return None if len(text) > _ENTRY_LENGTH else _parsed(text)
+
+
+@lru_cache(REMEMBERED)
+def _parsed(text: str) -> IPv4Address | IPv6Address | None:
+    if "%" in text:
         return None
     with_port = _WITH_PORT.fullmatch(text)
     if with_port:

@@ -51,7 +51,9 @@ def username(text: str) -> str:
 
 def normalised_hostname(text: str) -> str:
     """Lower case, one trailing dot removed; no check. ASCII letters only: other ones have no place in a name."""
-    return "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in text).removesuffix(".")
+    if not text.isascii():
+        return "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in text).removesuffix(".")
+    return text.lower().removesuffix(".")
 
 
 def hostname(text: str) -> str:

@@ -10,7 +10,7 @@ then. All instants are aware UTC; the database keeps whole seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -113,7 +113,7 @@ class Store(Protocol):
 
     # -- challenges -------------------------------------------------------------------------------------------------
     async def create_challenge(
-        self, username: str, hostname: str, codes: Sequence[str], opening: Opening, caps: Caps, now: datetime
+        self, username: str, hostname: str, codes: Iterable[str], opening: Opening, caps: Caps, now: datetime
     ) -> Step:
         """
         Insert what ``opening`` returns, serialised with everything else that concerns ``username``.

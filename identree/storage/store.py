@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 
@@ -101,7 +101,7 @@ class SqlStore:
 
     # -- challenges ---------------------------------------------------------------------------------------------------
     async def create_challenge(
-        self, username: str, hostname: str, codes: Sequence[str], opening: Opening, caps: Caps, now: datetime
+        self, username: str, hostname: str, codes: Iterable[str], opening: Opening, caps: Caps, now: datetime
     ) -> Step:
         for code in codes:
             with suppress(Taken):
@@ -110,7 +110,7 @@ class SqlStore:
                         username, hostname, code, opening, caps, now, self._headroom, self._genuine
                     )
                 )
-        raise StorageUnavailable("error", f"none of {len(codes)} user codes is free")
+        raise StorageUnavailable("error", "none of the user codes is free")
 
     async def challenge(self, id: str) -> Challenge | None:
         return await self._driver.read(lambda: challenges.by_id(id))
