@@ -69,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(arguments: list[str]) -> int:
+    from identree.serverlog import keep_standard_streams
+
+    keep_standard_streams()
+    # only now: it may open descriptors of its own
     from twisted.scripts.twistd import run
 
     # twistd reads the process's own argument list

@@ -53,7 +53,7 @@ from identree.core.policy import Policies
 from identree.demo.provider import DemoProvider
 from identree.demo.run import DemoOptions, demo_settings, refuse_non_loopback, write_host_config
 from identree.listening import listener, remedy
-from identree.serverlog import observer
+from identree.serverlog import keep_standard_streams, observer
 from identree.settings.load import SettingsError, load, no_files
 from identree.settings.values import Settings
 from identree.sinks.jsonl import JsonLog, SinkError, parse_target
@@ -88,6 +88,7 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """A bad setting is a usage error before the reactor runs, not a traceback after."""
+        keep_standard_streams()
         try:
             self["settings"] = load(os.environ)
         except SettingsError as mistakes:

@@ -29,6 +29,7 @@ def main() -> None:
     """Run the command in ``sys.argv`` and end the process; the exit code is 0 or 1, always."""
     code = 1
     try:
+        keep_standard_streams()
         code = dispatch(sys.argv[1:])
     except (KeyboardInterrupt, Left):
         pass
@@ -64,6 +65,16 @@ def dispatch(arguments: list[str]) -> int:
     from identree.agent import pam
 
     return pam.run()
+
+
+def keep_standard_streams() -> None:
+    """
+    Open on ``/dev/null`` what of descriptors 0 to 2 was closed by who started us: a connection or a terminal must not
+    take the number that messages are written to.
+    """
+    while (descriptor := os.open("/dev/null", os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def complain(line: str) -> None:
