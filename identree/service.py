@@ -10,6 +10,7 @@ import os
 import resource
 import secrets
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -128,6 +129,7 @@ def makeService(options: Options) -> IService:
     except (BadStateFile, ValueError) as problem:
         # too late for a usage error: twistd shows those of its options only, all others with a traceback
         raise SystemExit(f"identree: {problem}") from problem
+    answer_hangup(reactor, terminal=os.isatty(0))
     root.started.addCallback(lambda _: settle_memory())
     Keeper("garbage", COLLECT_SECONDS, collect_garbage, reactor).setServiceParent(root)
     return root
@@ -160,6 +162,24 @@ def steady_timers(reactor: Any, monotonic: Callable[[], float] = time.monotonic)
     """
     if not reactor.getDelayedCalls():
         reactor.seconds = monotonic
+
+
+def answer_hangup(reactor: Any, *, terminal: bool) -> None:
+    """
+    A SIGHUP, which log rotation and reload commands send, must not end the server in the middle of a request, as it
+    would by default. Where a terminal is, it means that the terminal has gone: then the server stops in order.
+    What ignores the signal already (``nohup``) goes on ignoring it.
+    """
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        return
+
+    def say() -> None:
+        Logger(namespace="identree").info(
+            "SIGHUP: registry and policies are followed anyway; for other settings restart identree"
+        )
+
+    work = reactor.stop if terminal else say
+    signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(work))
 
 
 class Keeper(Service):
@@ -542,6 +562,7 @@ def run_demo(options: DemoOptions) -> int:
         )
         any_reactor.addSystemEventTrigger("before", "shutdown", stop)
         any_reactor.callWhenRunning(root.startService)
+        answer_hangup(any_reactor, terminal=True)
         any_reactor.run()
         return status[0] if status else 0
 

@@ -37,3 +37,28 @@ class ClosedStreamTests(unittest.TestCase):
             )
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
             self.assertEqual(done.stdout, b"True\n", (module, done.stderr))
+
+
+class HangupTests(unittest.TestCase):
+    def outcome(self, terminal: bool, before: str = "") -> str:
+        code = (
+            "import os, signal\nfrom twisted.internet import reactor\nfrom identree.service import answer_hangup\n"
+            f"{before}\nanswer_hangup(reactor, terminal={terminal})\n"
+            "reactor.callWhenRunning(os.kill, os.getpid(), signal.SIGHUP)\n"
+            "reactor.callLater(1, lambda: (print('lives', flush=True), reactor.stop()))\n"
+            "reactor.run()\nprint('ended')"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        return done.stdout
+
+    def test_server(self) -> None:
+        """What a service manager or log rotation sends ends nothing."""
+        self.assertEqual(self.outcome(terminal=False), "lives\nended\n")
+
+    def test_terminal_gone(self) -> None:
+        """When its terminal goes the server ends in order."""
+        self.assertEqual(self.outcome(terminal=True), "ended\n")
+
+    def test_nohup(self) -> None:
+        """Who asked for the signal to be ignored gets that."""
+        self.assertEqual(self.outcome(True, "signal.signal(signal.SIGHUP, signal.SIG_IGN)"), "lives\nended\n")
