@@ -302,6 +302,25 @@ class Decisions:
         :raise NotFound: there is no valid session, or grace is off.
         """
         owner = self._owner(caller, owner)
+        told = self._extended(caller, owner, hostname or UNKNOWN_HOST, address)
+        return await self._extend(caller, owner, hostname, seconds, address, (told,))
+
+    def _extended(self, caller: Caller, owner: str, shown: str, address: str) -> events.SessionExtended:
+        now = self._now().replace(microsecond=0)
+        return events.SessionExtended(
+            at=now, username=owner, hostname=shown, actor=caller.username, remote_addr=address
+        )
+
+    async def _extend(
+        self,
+        caller: Caller,
+        owner: str,
+        hostname: str,
+        seconds: int | None,
+        address: str,
+        told: tuple[events.SessionExtended, ...],
+    ) -> GraceSession:
+        """:param told: events that commit with it."""
         now = self._now().replace(microsecond=0)
         longest = min(self._rules().grace_period, LONGEST_EXTENSION)
         wanted = longest if seconds is None or seconds <= 0 else min(timedelta(seconds=seconds), longest)
@@ -318,11 +337,7 @@ class Decisions:
             shown = hostname or UNKNOWN_HOST
             return GraceChange(
                 session=session,
-                events=(
-                    events.SessionExtended(
-                        at=now, username=owner, hostname=shown, actor=caller.username, remote_addr=address
-                    ),
-                ),
+                events=told,
                 history=(
                     HistoryEntry(at=now, username=owner, action="extended", hostname=shown, actor=caller.username),
                 ),
@@ -342,19 +357,25 @@ class Decisions:
 
     async def extend_all(self, caller: Caller, *, owner: str = "", address: str = "") -> tuple[int, datetime]:
         """
-        Extend all grace sessions of one person to the whole grace period.
+        Extend all grace sessions of one person to the whole grace period: one event, also when there are none, that
+        commits with the first.
 
         :returns: how many, and the new end.
         """
         owner = self._owner(caller, owner)
         now = self._now().replace(microsecond=0)
         count = 0
+        untold: tuple[events.SessionExtended, ...] = (self._extended(caller, owner, "", address),)
         for row in await self._store.grace_sessions(owner, now):
             try:
-                await self.extend(caller, row.hostname, owner=owner, address=address)
+                await self._extend(caller, owner, row.hostname, None, address, untold)
             except NotFound:
                 continue
+            untold = ()
             count += 1
+        if untold:
+            nothing = GraceChange(session=None, events=untold, live=(Live(event="session_changed", username=owner),))
+            await self._store.change_grace(owner, "", lambda row: nothing)
         self._journal.info("BULK_EXTEND_ALL", user=caller.username, count=count, target_user=owner, remote_addr=address)
         return count, now + self._rules().grace_period
 

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from identree.app.ports import Monotonic
 
 PROBE_SECONDS = 2.0
-PATIENCE_SECONDS = 0.04
+PATIENCE_SECONDS = 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -263,6 +263,12 @@ class GraceTests(DecisionCase):
         self.world.clock.advance(100)
         count, until = now_result(self.decisions.extend_all(self.alice))
         self.assertEqual((count, (until - START).total_seconds(), self.ends()), (2, 3700, [3700, 3700]))
+        self.assertEqual(self.world.store.events.count("session_extended"), 1)
+
+    def test_extend_none(self) -> None:
+        """That somebody wanted it is recorded, also when there was nothing to extend."""
+        self.assertEqual(now_result(self.decisions.extend_all(self.bob))[0], 0)
+        self.assertEqual(self.world.store.events[-1], "session_extended")
 
     def test_off(self) -> None:
         """With the grace period off an approval leaves none and nothing can be extended."""
