@@ -58,18 +58,18 @@ ENGLISH = {
 }
 
 GERMAN = {
-    "requires_approval": "sudo muss freigegeben werden",
-    "approve_at": "Freigabe unter: {url}",
+    "requires_approval": "sudo muss genehmigt werden",
+    "approve_at": "Genehmigen unter: {url}",
     "code": "Code: {code}",
     "notification_sent": "Benachrichtigung gesendet",
-    "waiting": "warte auf Freigabe",
+    "waiting": "warte auf Genehmigung",
     "time_left": "noch {left}",
-    "approvals": "{count} von {required} Freigaben",
-    "approved": "sudo freigegeben",
-    "approved_for": "sudo freigegeben (Sitzung endet in {left})",
+    "approvals": "{count} von {required} Genehmigungen",
+    "approved": "sudo genehmigt",
+    "approved_for": "sudo genehmigt (Sitzung endet in {left})",
     "denied": "sudo abgelehnt",
     "denied_reason": "sudo abgelehnt (Grund: {reason})",
-    "expired": "niemand hat rechtzeitig freigegeben; die Anfrage ist abgelaufen",
+    "expired": "niemand hat rechtzeitig genehmigt; die Anfrage ist abgelaufen",
     "cancelled": "abgebrochen; die Anfrage wurde zurückgezogen",
     "hour": "h",
     "minute": "min",
@@ -93,10 +93,10 @@ GERMAN = {
     "other_status": "{server} antwortet mit HTTP {status}. Prüfen Sie IDENTREE_SERVER_URL in {conf}.",
     "no_answer": "{server} hat nicht brauchbar geantwortet ({detail}). Rufen Sie sudo erneut auf; hält es an, prüfen "
     "Sie IDENTREE_SERVER_URL in {conf}.",
-    "forged_approval": "die Freigabe trägt nicht die Signatur dieses Rechners und zählt daher nicht. Entweder greift "
+    "forged_approval": "die Genehmigung trägt nicht die Signatur dieses Rechners und zählt daher nicht. Entweder greift "
     "jemand in die Verbindung ein, oder IDENTREE_SHARED_SECRET in {conf} ist nicht das des Servers.",
     "unexpected_status": "{server} antwortet mit einem unbekannten Status ({detail})",
-    "non_interactive": "eine Person muss freigeben, und sudo -n wartet nicht darauf",
+    "non_interactive": "eine Person muss genehmigen, und sudo -n wartet nicht darauf",
     "justification_heading": "eine Begründung ist nötig; wählen Sie:",
     "justification_other": "andere",
     "justification_choice": "Auswahl [{default}]: ",

@@ -182,11 +182,11 @@ class Screen:
         if len(drawn) + QR_OTHER_LINES > rows or len(drawn[0]) + 2 > columns:
             return
         # Dark on light whatever the terminal's colours; without colours a dark background is assumed.
-        begin, end = (
-            ("\x1b[38;5;231;48;5;16m", "\x1b[39;49m") if "256color" in self._term else ("\x1b[97;40m", "\x1b[39;49m")
-        )
-        for text in drawn:
-            self.line("  " + (begin + text + end if self._color else text))
+        light, dark = ("38;5;231", "48;5;16") if "256color" in self._term else ("97", "40")
+        for number, text in enumerate(drawn, 1):
+            # the lower half of the last line is not part of the code
+            colours = light if number == len(drawn) else f"{light};{dark}"
+            self.line("  " + (f"\x1b[{colours}m{text}\x1b[39;49m" if self._color else text))
 
     def _size(self) -> tuple[int, int]:
         """Rows and columns; zero when the terminal does not say."""

@@ -169,7 +169,10 @@ class EventStreams:
         except SessionExpired:
             return text(request, 401, "unauthorized")
         mine = self._by_user.get(caller.username, ())
-        if self._closed or self._count >= self.limit or len(mine) >= self._limit_per_user:
+        if self._closed:
+            request.responseHeaders.setRawHeaders(b"Retry-After", [b"%d" % RETRY_SECONDS])
+            return text(request, 503, "the server is stopping; try again")
+        if self._count >= self.limit or len(mine) >= self._limit_per_user:
             request.responseHeaders.setRawHeaders(b"Retry-After", [b"%d" % RETRY_SECONDS])
             return text(request, 429, "too many connections")
         stream = _Stream(self, request, caller, self._number)

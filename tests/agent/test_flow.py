@@ -232,7 +232,7 @@ class PlainTests(FlowTestCase):
         """The caller's locale chooses the language."""
         helper = self.helper(in_turn(created(), approved()))
         helper.run(LANG="de_DE.UTF-8")
-        self.assertTrue(helper.output.endswith("  sudo freigegeben\n"), helper.output)
+        self.assertTrue(helper.output.endswith("  sudo genehmigt\n"), helper.output)
 
 
 class RefusalTests(FlowTestCase):

@@ -34,7 +34,7 @@ SAID = {
         "reject": "Reject",
     },
     "de": {
-        "approved": "sudo freigegeben",
+        "approved": "sudo genehmigt",
         "denied": "sudo abgelehnt (Grund: not tonight)",
         "cancelled": "abgebrochen; die Anfrage wurde zurückgezogen",
         "approve": "Genehmigen",

@@ -309,7 +309,7 @@ class EndTests(EventTestCase):
         self.front.streams.close()
         self.assertTrue(stream.connection.raw.endswith(b"0\r\n\r\n"))
         self.assertEqual(self.front.site.busy(), 0)
-        self.assertEqual(self.front.ask("GET", "/api/events").code, 429)
+        self.assertEqual(self.front.ask("GET", "/api/events").code, 503)
 
 
 class FairnessTests(EventTestCase):
