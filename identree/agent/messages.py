@@ -93,8 +93,8 @@ GERMAN = {
     "other_status": "{server} antwortet mit HTTP {status}. Prüfen Sie IDENTREE_SERVER_URL in {conf}.",
     "no_answer": "{server} hat nicht brauchbar geantwortet ({detail}). Rufen Sie sudo erneut auf; hält es an, prüfen "
     "Sie IDENTREE_SERVER_URL in {conf}.",
-    "forged_approval": "die Genehmigung trägt nicht die Signatur dieses Rechners und zählt daher nicht. Entweder greift "
-    "jemand in die Verbindung ein, oder IDENTREE_SHARED_SECRET in {conf} ist nicht das des Servers.",
+    "forged_approval": "die Genehmigung trägt nicht die Signatur dieses Rechners und zählt daher nicht. Entweder "
+    "greift jemand in die Verbindung ein, oder IDENTREE_SHARED_SECRET in {conf} ist nicht das des Servers.",
     "unexpected_status": "{server} antwortet mit einem unbekannten Status ({detail})",
     "non_interactive": "eine Person muss genehmigen, und sudo -n wartet nicht darauf",
     "justification_heading": "eine Begründung ist nötig; wählen Sie:",
