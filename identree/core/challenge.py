@@ -207,17 +207,15 @@ def _still_pending(challenge: Challenge, now: datetime) -> None:
 
 def superseded(challenge: Challenge, revoked_at: datetime | None, revoke_before: str) -> bool:
     """
-    Whether the owner's sessions were revoked after the challenge was created.
+    Whether the owner's sessions were revoked after the challenge was created (spec/storage section 5).
 
-    Times have whole seconds, so a revocation in the second of creation counts too, unless the challenge's own snapshot
-    already shows that very revocation. (spec/storage section 5)
+    Creation takes a snapshot of the owner's revocation time, and every revocation moves that time on. So another time
+    than the snapshot's is a later revocation, whatever the clock did in between and however close they were.
 
     :param revoked_at: the owner's revocation time now.
     :param revoke_before: the same instant as it would stand in the snapshot.
     """
-    if revoked_at is None or revoked_at < challenge.created_at:
-        return False
-    return challenge.revoke_before != revoke_before
+    return revoked_at is not None and challenge.revoke_before != revoke_before
 
 
 def opened(challenge: Challenge) -> Step:

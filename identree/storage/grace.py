@@ -17,11 +17,13 @@ UPSERT = (
     "VALUES (:username, :hostname, :expiry_unix, :hmac_hex) "
     "ON CONFLICT (username, hostname) DO UPDATE SET expiry_unix = excluded.expiry_unix, hmac_hex = excluded.hmac_hex"
 )
-# A clock that was set back must not make an older revocation the valid one.
+# Every revocation moves the time on, also the second one within a second and one by a clock that was set back: it must
+# differ from what was snapshot into challenges before.
 REVOKE = (
     "INSERT INTO revoke_tokens_before (username, revoked_at) VALUES (:username, :revoked_at) "
-    "ON CONFLICT (username) DO UPDATE SET revoked_at = excluded.revoked_at "
-    "WHERE revoke_tokens_before.revoked_at < excluded.revoked_at"
+    "ON CONFLICT (username) DO UPDATE SET revoked_at = CASE "
+    "WHEN revoke_tokens_before.revoked_at < excluded.revoked_at THEN excluded.revoked_at "
+    "ELSE revoke_tokens_before.revoked_at + 1 END"
 )
 _ONE = (
     "SELECT username, hostname, expiry_unix, hmac_hex FROM grace_sessions "

@@ -150,7 +150,7 @@ class Challenges(RuleBasedStateMachine):
         revoked = self.revoked.get(model.username)
         if not model.live(self.now):
             assert said == "AlreadyResolved"
-        elif revoked is not None and revoked >= model.created and revoked != model.snapshot:
+        elif revoked != model.snapshot:
             assert said == "Superseded"
         elif by in model.approvers:
             assert said == "DuplicateApproval"
@@ -182,7 +182,7 @@ class Challenges(RuleBasedStateMachine):
         assert self.do(self.store.revoke_grace(username, None, at(self.now), described)) == held
         for hostname in held:
             del self.grace[username, hostname]
-        self.revoked[username] = self.now
+        self.revoked[username] = max(self.now, self.revoked.get(username, -1) + 1)
         self.kinds += ["session_revoked"] * len(held)
 
     @rule()
