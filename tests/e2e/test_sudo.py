@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -17,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from playwright.sync_api import expect
 
-from tests.e2e.browser import Person
+from tests.e2e.browser import SCREENSHOTS, Person
 from tests.e2e.server import free_port
 from tests.e2e.terminal import Terminal
 from tests.e2e.world import ADMIN, HOSTNAME, Request, World, asked, client_conf, world
@@ -423,6 +424,14 @@ class TestPictures:
         assert shell.wait() == 0
         here.browser.picture(waiting, "terminal-waiting")
         here.browser.picture(story, "terminal")
+        # a reader that knows nothing of our encoder sees the page's address in the picture
+        read = subprocess.run(
+            ["zbarimg", "--quiet", "--raw", str(SCREENSHOTS / "terminal-waiting.png")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert read.stdout.strip().endswith(f"/approve/{request.code}")
 
 
 def screen_of(request: Request) -> Terminal:
