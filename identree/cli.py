@@ -107,12 +107,24 @@ def _audit(arguments: list[str]) -> int:
 
 
 def _healthcheck(arguments: list[str]) -> int:
-    from http.client import HTTPConnection, HTTPException
+    import ssl
+    from http.client import HTTPConnection, HTTPException, HTTPSConnection
     from urllib.parse import urlsplit
 
-    address = os.environ.get("IDENTREE_LISTEN_ADDR") or ":8090"
-    url = urlsplit(arguments[0] if arguments else f"http://127.0.0.1:{address.rpartition(':')[2]}")
-    connection = HTTPConnection(url.hostname or "127.0.0.1", url.port or 80, timeout=HEALTHCHECK_SECONDS)
+    try:
+        url = urlsplit(arguments[0] if arguments else _own_address())
+        host, port = url.hostname or "127.0.0.1", url.port
+    except ValueError as mistake:
+        print(f"identree: not a URL: {mistake}", file=sys.stderr)
+        return 2
+    connection: HTTPConnection
+    if url.scheme == "https":
+        # it asks how this server is, not who it is: the certificate has its public name, not this address
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        connection = HTTPSConnection(host, port or 443, timeout=HEALTHCHECK_SECONDS, context=trusting)
+    else:
+        connection = HTTPConnection(host, port or 80, timeout=HEALTHCHECK_SECONDS)
     try:
         connection.request("GET", "/healthz")
         response = connection.getresponse()
@@ -123,6 +135,20 @@ def _healthcheck(arguments: list[str]) -> int:
         return 1
     finally:
         connection.close()
+
+
+def _own_address() -> str:
+    """Where the server of this machine listens, by its settings; the default where they cannot be read."""
+    from identree.settings.load import SettingsError, load
+
+    try:
+        settings = load(os.environ)
+        address, scheme = settings.listen_addr, "https" if settings.tls_cert_file else "http"
+    except SettingsError:
+        address, scheme = ":8090", "http"
+    host, _, port = address.rpartition(":")
+    # what stands for every address is reached by this one
+    return f"{scheme}://{'127.0.0.1' if host in ('', '0.0.0.0', '[::]') else host}:{port}"  # noqa: S104
 
 
 def _demo(arguments: list[str]) -> int:

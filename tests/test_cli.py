@@ -137,6 +137,13 @@ class HealthCheckTests(SynchronousTestCase):
         """503 is 1."""
         self.assertEqual(self.ask(503), 1)
 
+    def test_no_url(self) -> None:
+        """What is no URL is said."""
+        err = StringIO()
+        with redirect_stderr(err):
+            self.assertEqual(cli.main(["healthcheck", "http://127.0.0.1:port"]), 2)
+        self.assertIn("not a URL", err.getvalue())
+
     def test_nobody(self) -> None:
         """No answer is 1, with a sentence."""
         err = StringIO()

@@ -76,17 +76,14 @@ class TLSTests(TestCase):
         self.path = Path(directory.name)
         self.files = Authority(self.path)
         self.port = free_port()
+        self.environment = {
+            **_environment(self.path, self.port),
+            "IDENTREE_TLS_CERT_FILE": str(self.files.certificate),
+            "IDENTREE_TLS_KEY_FILE": str(self.files.key),
+        }
 
     async def start(self) -> None:
-        settings = load(
-            {
-                **_environment(self.path, self.port),
-                "IDENTREE_TLS_CERT_FILE": str(self.files.certificate),
-                "IDENTREE_TLS_KEY_FILE": str(self.files.key),
-            },
-            read=no_files,
-        )
-        server = build(settings, real_reactor, give_up=lambda problem: None)
+        server = build(load(self.environment, read=no_files), real_reactor, give_up=lambda problem: None)
         server.startService()
         self.addCleanup(server.stopService)
         await server.started
@@ -107,6 +104,20 @@ class TLSTests(TestCase):
         old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
         with self.assertRaises(ssl.SSLError):
             await deferToThread(self._ask, old)
+
+    async def test_healthcheck(self) -> None:
+        """The check of the container finds it by the same settings, whatever name its certificate has."""
+        await self.start()
+        done = await deferToThread(
+            subprocess.run,
+            [sys.executable, "-m", "identree.cli", "healthcheck"],
+            env={"PATH": os.environ["PATH"], **self.environment},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        self.assertEqual((done.returncode, done.stdout[:14]), (0, '{"status":"ok"'), done)
 
     async def test_plain(self) -> None:
         """Who speaks plain HTTP to it gets nothing."""
