@@ -216,6 +216,23 @@ class _Link:
             os.close(descriptor)
 
 
+# A statement with its parameters, or bytes that go as they are.
+Part = tuple[str, Mapping[str, object]] | bytes
+_preparable: dict[str, tuple[str, str]] = {}
+
+
+def preparable(sql: str) -> tuple[str, str]:
+    """The text with numbered parameters, and psycopg2's list of the parameters by name, in parentheses or empty."""
+    found = _preparable.get(sql)
+    if found is None:
+        bare = _OURS.sub(r"\1", sql)
+        names = list(dict.fromkeys(_PARAMETER.findall(bare)))
+        numbered = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", bare)
+        given = f" ({', '.join(f'%({name})s' for name in names)})" if names else ""
+        found = _preparable[sql] = (numbered, given)
+    return found
+
+
 class _Connection(txpostgres.Connection):  # type: ignore[misc]
     """
     txpostgres connects; queries go straight to psycopg2, with the descriptor registered all the time: the library's
@@ -230,6 +247,9 @@ class _Connection(txpostgres.Connection):  # type: ignore[misc]
         self._cursor: Any = None
         self._link: _Link | None = None
         self._answer: Deferred[list[Row]] | None = None
+        # names of the statements that the server has parsed and planned; and how many names have been used
+        self._prepared: dict[str, str] = {}
+        self._names = 0
 
     @property
     def usable(self) -> bool:
@@ -254,6 +274,43 @@ class _Connection(txpostgres.Connection):  # type: ignore[misc]
             return bare.encode()
         text: bytes = self._cursor.mogrify(with_parameters, parameters)
         return text
+
+    def send(self, message: Sequence[Part]) -> Deferred[list[Row]]:
+        """
+        As :meth:`query`, each statement prepared by the message that has it first. Planning our short statements anew
+        every time costs the server several times what running them does.
+        """
+        fresh: list[str] = []
+        text = b";".join(part if isinstance(part, bytes) else self._named(part[0], part[1], fresh) for part in message)
+        try:
+            answer = self.query(text)
+        except BaseException:
+            self._doubt(fresh)
+            raise
+        if fresh:
+            answer.addErrback(self._in_doubt, fresh)
+        return answer
+
+    def _named(self, sql: str, parameters: Mapping[str, object], fresh: list[str]) -> bytes:
+        text, given = preparable(sql)
+        name = self._prepared.get(sql)
+        first = b""
+        if name is None:
+            self._names += 1
+            name = self._prepared[sql] = f"s{self._names}"
+            fresh.append(sql)
+            first = f"PREPARE {name} AS {text};".encode()
+        call = f"EXECUTE {name}{given}"
+        return first + (self._cursor.mogrify(call, parameters) if given else call.encode())
+
+    def _doubt(self, fresh: Sequence[str]) -> None:
+        """Nobody knows how far the message came: they get new names."""
+        for sql in fresh:
+            self._prepared.pop(sql, None)
+
+    def _in_doubt(self, failure: Failure, fresh: Sequence[str]) -> Failure:
+        self._doubt(fresh)
+        return failure
 
     def query(self, text: bytes) -> Deferred[list[Row]]:
         """
@@ -559,26 +616,25 @@ class PostgresDriver:
         writing = isinstance(job, _Writing)
         if isinstance(job, _Writing):
             job.committing = False
-        text = connection.text
         script: Script[Any] = job.make()
-        message: list[bytes] = [b"BEGIN"] if writing else []
+        message: list[Part] = [b"BEGIN"] if writing else []
         begun = False
         try:
             wish = next(script)
             while True:
                 if type(wish) is tuple:
-                    message.append(text(wish[0], wish[1]))
+                    message.append(wish)
                     begun = writing
-                    rows = await connection.query(b";".join(message))
+                    rows = await connection.send(message)
                     message.clear()
                     wish = script.send(rows)
                     continue
                 if type(wish) is Do:
-                    message.append(text(wish.sql, wish.parameters))
+                    message.append((wish.sql, wish.parameters))
                 elif type(wish) is Owner:
-                    message.append(text(_LOCK_OWNER, {"class": OWNER_LOCKS, "username": wish.username}))
+                    message.append((_LOCK_OWNER, {"class": OWNER_LOCKS, "username": wish.username}))
                 elif type(wish) is OwnerOf:
-                    message.append(text(_LOCK_OWNER_OF, {"class": OWNER_LOCKS, "id": wish.challenge_id}))
+                    message.append((_LOCK_OWNER_OF, {"class": OWNER_LOCKS, "id": wish.challenge_id}))
                 elif type(wish) is Effects:
                     job.effects.append(wish)
                 wish = script.send([])
@@ -597,18 +653,18 @@ class PostgresDriver:
             return
         if not isinstance(job, _Writing):
             if message:
-                await connection.query(b";".join(message))
+                await connection.send(message)
             return
-        self._append_effects(job, message, connection)
+        self._append_effects(job, message)
         if not begun and len(message) > 1:
             # Nothing has been sent on this connection yet, and it may have died while idle: without COMMIT the loss can
             # be made good by a repetition.
-            await connection.query(b";".join(message))
+            await connection.send(message)
             message, begun = [], True
         if begun:
             message.append(b"COMMIT")
             job.committing = True
-            await connection.query(b";".join(message))
+            await connection.send(message)
 
     async def _roll_back(self, connection: _Connection) -> _Connection | None:
         """The connection, or None when it is of no use any more."""
@@ -619,7 +675,7 @@ class PostgresDriver:
             return None
         return connection
 
-    def _append_effects(self, job: Job, message: list[bytes], connection: _Connection) -> None:
+    def _append_effects(self, job: Job, message: list[Part]) -> None:
         """
         What commits with the script. Where there are events, the wake-ups of other replicas commit with their sealing:
         NOTIFY holds a lock of the whole server until the commit is on disk; business transactions would queue up.
@@ -627,25 +683,25 @@ class PostgresDriver:
         instance = self._publisher.instance
         events = [event for effects in job.effects for event in effects.events]
         for event in events:
-            message.append(connection.text(outbox.INSERT_UNSEALED, outbox.unsealed_row(instance, event)))
+            message.append((outbox.INSERT_UNSEALED, outbox.unsealed_row(instance, event)))
         if not events:
-            message += self._notifications(connection, job.effects)
+            message += self._notifications(job.effects)
 
-    def _notifications(self, connection: _Connection, effects: Sequence[Effects]) -> list[bytes]:
+    def _notifications(self, effects: Sequence[Effects]) -> list[Part]:
         """Statements that tell the other replicas."""
         short: dict[str, list[str]] = {SSE: [], CLUSTER: []}
-        statements: list[bytes] = []
+        statements: list[Part] = []
         for channel, body in self._bodies(effects):
             payload = json.dumps(body, separators=(",", ":"))
             if len(payload) <= LONGEST_PAYLOAD:
                 short[channel].append(payload)
             else:
                 row = {"channel": channel, "payload": payload, "created_at": self._applied_at()}
-                statements.append(connection.text(_NOTIFY_LONG, row))
+                statements.append((_NOTIFY_LONG, row))
         for channel, payloads in short.items():
             if payloads:
                 values = {"channel": channel, "payloads": json.dumps(payloads)}
-                statements.append(connection.text(_NOTIFY, values))
+                statements.append((_NOTIFY, values))
         return statements
 
     def _bodies(self, effects: Sequence[Effects]) -> Iterator[tuple[str, dict[str, object]]]:
@@ -786,7 +842,9 @@ class PostgresDriver:
             await connection.query(
                 f"SET statement_timeout = {statement_timeout}; SET lock_timeout = {lock_timeout}; "
                 "SET idle_in_transaction_session_timeout = 30000; SET client_encoding = 'UTF8'; "
-                "SET default_transaction_isolation = 'read committed'".encode()
+                "SET default_transaction_isolation = 'read committed'; "
+                # a plan is kept, and must not be that of the small table on which it was made
+                "SET enable_seqscan = off".encode()
             )
         except (psycopg2.Error, ConnectionDone, ConnectionLost, OSError) as e:
             connection.abandon()
