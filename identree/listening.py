@@ -91,10 +91,13 @@ def certificate_options(certificate_file: str, key_file: str) -> CertificateOpti
 def remedy(problem: BaseException | None) -> str:
     """A start that failed, in words that say what to do."""
     if isinstance(problem, CannotListenError):
-        return (
-            f"cannot listen on {problem.interface or '*'}:{problem.port}: {_cause(problem)}. End what uses the "
-            "address, or set IDENTREE_LISTEN_ADDR"
+        advice = (
+            "A port below 1024 needs the capability CAP_NET_BIND_SERVICE; give it,"
+            if isinstance(problem.socketError, PermissionError)
+            else "End what uses the address,"
         )
+        address = f"{problem.interface or '*'}:{problem.port}"
+        return f"cannot listen on {address}: {_cause(problem)}. {advice} or set IDENTREE_LISTEN_ADDR"
     if isinstance(problem, StorageUnavailable):
         return (
             f"the database cannot be used ({problem}). Check IDENTREE_DATABASE_DSN: the server or directory that it "

@@ -145,6 +145,10 @@ class RemedyTests(SynchronousTestCase):
             "IDENTREE_LISTEN_ADDR",
         )
 
+    def test_privileged(self) -> None:
+        """So is what a low port needs."""
+        self.assertIn("CAP_NET", remedy(CannotListenError("", 80, PermissionError(13, "Permission denied"))))
+
     def test_database(self) -> None:
         """A database out of reach is told with the setting that names it."""
         self.assertIn("IDENTREE_DATABASE_DSN", remedy(StorageUnavailable("unreachable", "no such file")))
