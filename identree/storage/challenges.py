@@ -27,7 +27,10 @@ from identree.storage.times import instant, instant_or_none, seconds
 
 # Creations between two counts of all pending challenges. Nothing but a creation can use up the room that a count found,
 # so one process stays exact; n replicas may overrun the total by n times this.
-RECOUNT_EVERY = 100
+RECOUNT_EVERY = 250
+# The next count begins while so many places are left, for those who come while it is under way: many at once would all
+# count, which takes milliseconds when thousands are pending.
+RESERVE = 50
 
 _COLUMNS = (
     "id, user_code, username, hostname, reason, created_at, expires_at, status, approved_by, approved_at, denied_by, "
@@ -111,11 +114,14 @@ class Headroom:
         if self._left <= 0:
             return False
         self._left -= 1
-        return True
+        return self._left != RESERVE
 
     def counted(self, free: int) -> None:
-        """:param free: places left; one of them is taken by the creation that counted."""
-        self._left = min(free, RECOUNT_EVERY) - 1
+        """
+        :param free: places left; one of them is taken by the creation that counted. Up to ``RESERVE`` others may be
+            taken by creations that the count has not seen.
+        """
+        self._left = max(0, min(free - 1, RECOUNT_EVERY) - RESERVE)
 
 
 def _approvals(text: str) -> tuple[Approval, ...]:
