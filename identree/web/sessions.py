@@ -76,6 +76,17 @@ class BrowserSessions:
                 http_only=False,
                 same_site="Strict",
             )
+        elif cookie(request, AVATAR_COOKIE):
+            # of whoever was signed in before
+            set_cookie(
+                request,
+                AVATAR_COOKIE,
+                "",
+                max_age=0,
+                secure=self._rules().secure,
+                http_only=False,
+                same_site="Strict",
+            )
 
     def forget(self, request: IRequest) -> None:
         """Delete the session cookie, and what reminds of a session."""

@@ -111,6 +111,13 @@ class EndedSessionTests(SynchronousTestCase):
         self.assertIsNone(self.ended(""))
         self.assertEqual(self.sessions.flashes(request(self.signed_in() or "")), [])
 
+    def test_other_picture(self) -> None:
+        """The picture of the person before is not kept for one who has none."""
+        made = request("identree_avatar=https://p.example/a.png")
+        signing_in = self.world.people.sign_in_for_development("bob", "user", "192.0.2.1")
+        self.sessions.signed_in(made, self.successResultOf(signing_in))
+        self.assertEqual(self.left(made, "identree_avatar"), "identree_avatar=")
+
     def test_signed_out(self) -> None:
         """Who signed out knows why."""
         made = request("identree_signin=known")
