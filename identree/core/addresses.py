@@ -83,6 +83,12 @@ def client_address(peer: str, forwarded_for: str | None, trusted: Sequence[Netwo
     return str(current)
 
 
+def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
+    """Whether the socket's other end is one of our proxies; many clients come through it."""
+    parsed = _address(peer)
+    return parsed is not None and any(parsed in network for network in trusted)
+
+
 def throttle_key(address: str) -> str:
     """What a limit counts by: the address, of IPv6 the /64 network, which is what one customer gets."""
     parsed = _address(address)

@@ -973,6 +973,17 @@ _s(
     bounds="1 to 1000",
 )
 _s(
+    "MAX_CONNECTIONS_PER_ADDRESS",
+    INT,
+    2000,
+    "How many connections one address may have open, of IPv6 one /64 network; trusted proxies have no such bound. "
+    "Raise it when more hosts than this wait behind one NAT.",
+    "2000",
+    minimum=10,
+    maximum=1_000_000,
+    bounds="10 to 1000000",
+)
+_s(
     "LISTEN_BACKLOG",
     INT,
     1024,

@@ -159,6 +159,7 @@ class Settings:
     max_waiters: int
     max_streams: int
     max_streams_per_user: int
+    max_connections_per_address: int
     listen_backlog: int
     shutdown_timeout: timedelta
 

@@ -23,7 +23,7 @@ from identree.app.people import People
 from identree.app.ports import Monotonic, Now
 from identree.app.rules import Rules
 from identree.app.waiters import Waiters
-from identree.core.addresses import Network
+from identree.core.addresses import Network, is_trusted
 from identree.storage.interface import Store
 from identree.web import hosts as host_routes
 from identree.web import login as login_routes
@@ -65,6 +65,8 @@ class WebSettings(Protocol):
     def max_streams(self) -> int: ...
     @property
     def max_streams_per_user(self) -> int: ...
+    @property
+    def max_connections_per_address(self) -> int: ...
 
 
 class Root(Resource):
@@ -257,6 +259,8 @@ def build_site(
             b"/dev/seed-history": login_routes.SEED_BODY_BYTES,
         },
         max_connections=waiters.limit + settings.max_streams + SPARE_CONNECTIONS,
+        max_per_address=settings.max_connections_per_address,
+        many_clients=lambda address: is_trusted(address, settings.trusted_proxies),
         wall=lambda: now().timestamp(),
     )
     return Front(site, streams)

@@ -21,6 +21,8 @@ from twisted.web import http, server
 from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 
+from identree.core.addresses import throttle_key
+
 # Request line and headers, in bytes; and how many headers.
 HEADER_BYTES = 12_288
 HEADER_COUNT = 100
@@ -58,6 +60,8 @@ class Channel(http.HTTPChannel):
     # Any: half of what a transport can do is not in ITransport
     transport: Any
     _header_bytes = 0
+    # what the number of connections is counted by; empty when it is not
+    address_key = ""
     # waiting for another request
     _idle = False
     # nothing more is read: the answer to what came so far is the last one
@@ -336,6 +340,8 @@ class Site(server.Site):
     :param token: returns n random bytes as hex.
     :param body_limits: in bytes, for exact paths.
     :param max_connections: one more is closed at once.
+    :param max_per_address: the same for one address, of IPv6 one /64 network.
+    :param many_clients: whether an address stands for many clients, as a proxy of ours does; it has no such bound.
     :param wall: unix seconds for the header ``Date``; by default the reactor's.
     """
 
@@ -352,6 +358,8 @@ class Site(server.Site):
         token: Callable[[int], str],
         body_limits: Mapping[bytes, int] | None = None,
         max_connections: int = MAX_CONNECTIONS,
+        max_per_address: int = MAX_CONNECTIONS,
+        many_clients: Callable[[str], bool] = lambda address: False,
         wall: Callable[[], float] | None = None,
     ) -> None:
         super().__init__(
@@ -365,7 +373,10 @@ class Site(server.Site):
         self._wall: Callable[[], float] = wall or reactor.seconds
         self._body_limits = dict(body_limits or {})
         self._max_connections = max_connections
+        self._max_per_address = max_per_address
+        self._many_clients = many_clients
         self._channels: set[Channel] = set()
+        self._by_address: dict[str, int] = {}
         self._refusing = False
         https = external_url.startswith("https://")
         # scheme, host and port, where plain requests are sent on to
@@ -418,12 +429,33 @@ class Site(server.Site):
             self._refusing = True
             return None
         self._refusing = False
+        address = str(getattr(addr, "host", ""))
+        key = "" if self._many_clients(address) else throttle_key(address)
+        count = self._by_address.get(key, 0)
+        if key and count >= self._max_per_address:
+            if count == self._max_per_address:
+                # once for each time that the bound is reached
+                self._by_address[key] += 1
+                self._log.warn("{address} has {limit} connections; further ones are refused", address=key, limit=count)
+            return None
         channel: Any = super().buildProtocol(addr)
+        channel.address_key = key
         self._channels.add(channel)
+        if key:
+            self._by_address[key] = count + 1
         return channel
 
     def connection_lost(self, channel: Channel) -> None:
+        if channel not in self._channels:
+            return
         self._channels.discard(channel)
+        key = channel.address_key
+        if key:
+            left = min(self._by_address[key], self._max_per_address) - 1
+            if left:
+                self._by_address[key] = left
+            else:
+                del self._by_address[key]
 
     def startFactory(self) -> None:
         """There is no access log, and so no clock for its lines."""

@@ -72,6 +72,7 @@ class WebSettings:
     dev_login: bool = False
     max_streams: int = 100
     max_streams_per_user: int = 10
+    max_connections_per_address: int = 2000
 
 
 @dataclass

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.resource import Resource
 
-from identree.web.site import BODY_BYTES, CLOSE_SECONDS, HEADER_SECONDS, IDLE_SECONDS, LINGER_SECONDS, REQUEST_SECONDS
+from identree.web.site import (
+    BODY_BYTES,
+    CLOSE_SECONDS,
+    HEADER_SECONDS,
+    IDLE_SECONDS,
+    LINGER_SECONDS,
+    REQUEST_SECONDS,
+    Site,
+)
 from tests.app.world import SECRET, World
 from tests.web.front import Front, encoded
 
@@ -367,3 +382,54 @@ class ConnectionTests(SiteTestCase):
     def test_only_http_1_1(self) -> None:
         """That is all that TLS offers."""
         self.assertEqual(self.front.site.acceptableProtocols(), [b"http/1.1"])
+
+
+class ConnectionsOfOneAddressTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.site = Site(
+            Resource(),
+            reactor=Clock(),
+            external_url="http://identree.example",
+            token=lambda size: "0" * size,
+            max_per_address=2,
+            many_clients=lambda address: address == "10.0.0.1",
+        )
+
+    def connect(self, host: str) -> Any:
+        channel = self.site.buildProtocol((IPv6Address if ":" in host else IPv4Address)("TCP", host, 4711))
+        if channel is not None:
+            channel.makeConnection(StringTransport())
+        return channel
+
+    def hang_up(self, channel: Any) -> None:
+        channel.connectionLost(Failure(ConnectionDone()))
+
+    def test_bound(self) -> None:
+        """One address has no more than its share; another one is not concerned."""
+        first = self.connect("192.0.2.1")
+        self.connect("192.0.2.1")
+        for _ in range(3):
+            self.assertIsNone(self.connect("192.0.2.1"))
+        self.assertIsNotNone(self.connect("192.0.2.2"))
+        self.hang_up(first)
+        self.assertIsNotNone(self.connect("192.0.2.1"))
+        self.assertIsNone(self.connect("192.0.2.1"))
+
+    def test_one_network_of_ipv6(self) -> None:
+        """What one customer gets counts as one."""
+        self.connect("2001:db8::1")
+        self.connect("2001:db8::2")
+        self.assertIsNone(self.connect("2001:db8::3"))
+        self.assertIsNotNone(self.connect("2001:db8:0:1::1"))
+
+    def test_a_proxy(self) -> None:
+        """Who stands for many clients has no bound of his own."""
+        self.assertNotIn(None, [self.connect("10.0.0.1") for _ in range(10)])
+
+    def test_nothing_is_kept(self) -> None:
+        """Addresses that left are forgotten."""
+        channels = [self.connect("192.0.2.1"), self.connect("192.0.2.1")]
+        self.assertIsNone(self.connect("192.0.2.1"))
+        for channel in channels:
+            self.hang_up(channel)
+        self.assertEqual((len(self.site), self.site._by_address), (0, {}))
