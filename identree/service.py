@@ -74,8 +74,9 @@ POLICY_BYTES = 4 << 20
 # A sweep takes at most this many bounded batches, then lets others work.
 SWEEP_BATCHES = 20
 THREADS = 10
-# Full garbage collections are made this often, and by nothing else.
+# Full garbage collections are made this often, by nothing else, and so that they take this share of the time at most.
 COLLECT_SECONDS = 600.0
+COLLECT_SHARE = 1e-4
 DISK_PROBE_BYTES = 4096
 # Open files beside held requests and streams: pages, the database, the log.
 SPARE_FILES = 4096
@@ -131,7 +132,7 @@ def makeService(options: Options) -> IService:
         raise SystemExit(f"identree: {problem}") from problem
     answer_hangup(reactor, terminal=os.isatty(0))
     root.started.addCallback(lambda _: settle_memory())
-    Keeper("garbage", COLLECT_SECONDS, collect_garbage, reactor).setServiceParent(root)
+    Keeper("garbage", COLLECT_SECONDS, Collector(time.monotonic), reactor).setServiceParent(root)
     return root
 
 
@@ -149,8 +150,18 @@ def settle_memory() -> None:
     gc.set_threshold(young, middle, 1_000_000)
 
 
-async def collect_garbage() -> None:
-    gc.collect()
+class Collector:
+    """Full garbage collections, the rarer the longer the last one has held the reactor."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._not_before = monotonic()
+
+    async def __call__(self) -> None:
+        start = self._monotonic()
+        if start >= self._not_before:
+            gc.collect()
+            self._not_before = start + (self._monotonic() - start) / COLLECT_SHARE
 
 
 def steady_timers(reactor: Any, monotonic: Callable[[], float] = time.monotonic) -> None:
