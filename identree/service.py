@@ -554,7 +554,9 @@ def run_demo(options: DemoOptions) -> int:
 
         def failed(problem: str) -> None:
             status.append(1)
-            print(f"identree demo: {problem}", file=sys.stderr)
+            # the demo's settings are its own; what can be chosen is an option
+            said = problem.replace("set IDENTREE_LISTEN_ADDR", "choose another with --port")
+            print(f"identree demo: {said}", file=sys.stderr)
             if any_reactor.running:
                 any_reactor.stop()
 

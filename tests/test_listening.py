@@ -200,6 +200,22 @@ class StartTests(SynchronousTestCase):
         said = self.serve(IDENTREE_DATABASE_DSN=str(self.path / "none" / "identree.db"))
         self.assertIn("Check IDENTREE_DATABASE_DSN", said)
 
+    def test_busy_port_of_the_demo(self) -> None:
+        """There the port is an option."""
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", self.port))
+            other.listen()
+            done = subprocess.run(
+                [sys.executable, "-m", "identree.cli", "demo", f"--port={self.port}", f"--provider-port={free_port()}"],
+                cwd=Path(__file__).parents[1],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        self.assertEqual(done.returncode, 1, done)
+        self.assertIn("or choose another with --port", done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+
     def test_busy_port(self) -> None:
         """An address that another program uses."""
         with socket.socket() as other:
