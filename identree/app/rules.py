@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from urllib.parse import urlsplit
 
 BUILT_IN_JUSTIFICATIONS = (
     "Routine maintenance",
@@ -59,3 +60,11 @@ class Rules:
     def secure(self) -> bool:
         """Whether people reach us over https; cookies are Secure then."""
         return self.external_url.startswith("https://")
+
+    @property
+    def prefix(self) -> str:
+        """
+        Path of ``external_url``, which the reverse proxy takes off: what browsers ask for has it, what the server sees
+        has not. Empty, or with a slash at its beginning and none at its end.
+        """
+        return urlsplit(self.external_url).path.rstrip("/")

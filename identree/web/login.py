@@ -135,7 +135,7 @@ class LoginRoutes:
 
     @router.route("/signout", methods=["GET", "PUT", "PATCH", "DELETE"])
     def no_sign_out(self, request: IRequest) -> bytes:
-        return see_other(request, "/")
+        return see_other(request, self._rules().prefix + "/")
 
     @router.route("/sessions", methods=ANY_METHOD)
     def sessions(self, request: IRequest) -> bytes:
@@ -171,13 +171,20 @@ class DevelopmentRoutes:
     router = Router()
 
     def __init__(
-        self, *, development: Development, people: People, sessions: BrowserSessions, addresses: Addresses
+        self,
+        *,
+        development: Development,
+        people: People,
+        sessions: BrowserSessions,
+        addresses: Addresses,
+        rules: Callable[[], Rules],
     ) -> None:
         self.answers = TextAnswers()
         self._development = development
         self._people = people
         self._sessions = sessions
         self._addresses = addresses
+        self._rules = rules
 
     @router.route("/dev/login", methods=ANY_METHOD)
     async def login(self, request: IRequest) -> bytes:
@@ -189,7 +196,7 @@ class DevelopmentRoutes:
         role = "admin" if parameters.get("role") == "admin" else "user"
         signed_in = await self._people.sign_in_for_development(username, role, self._addresses.of(request))
         self._sessions.signed_in(request, signed_in)
-        return see_other(request, "/")
+        return see_other(request, self._rules().prefix + "/")
 
     @router.route("/dev/seed-session", methods=["POST"])
     async def seed_session(self, request: IRequest) -> bytes:

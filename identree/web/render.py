@@ -76,8 +76,17 @@ class Renderer:
         self.catalogues = Catalogues(directory / "locale")
         # One environment per language, because compiled templates share the environment's gettext.
         self._environments = {
-            language.code: _environment(directory / "pages", language, self.assets) for language in self.catalogues
+            language.code: _environment(directory / "pages", language, url=self.url, asset=self._asset)
+            for language in self.catalogues
         }
+
+    # -- addresses ----------------------------------------------------------------------------------------------------
+    def url(self, path: str) -> str:
+        """A path of this server as browsers have to ask for it, behind a proxy with that proxy's prefix."""
+        return self._rules().prefix + path
+
+    def _asset(self, name: str) -> str:
+        return self.url(self.assets.path(name))
 
     # -- who reads ----------------------------------------------------------------------------------------------------
     def language(self, request: IRequest) -> Language:
@@ -100,7 +109,7 @@ class Renderer:
             set_cookie(request, "identree_lang", chosen, max_age=ONE_YEAR_SECONDS, secure=secure, http_only=False)
         # one leading slash only: `//host/` would lead elsewhere
         path = quote("/" + request.path.decode("utf-8", "replace").lstrip("/\\"), safe="/%-._~!$&'()*+,;=:@")
-        return see_other(request, f"{path}?{urlencode(fields)}" if fields else path)
+        return see_other(request, self.url(f"{path}?{urlencode(fields)}" if fields else path))
 
     # -- pages --------------------------------------------------------------------------------------------------------
     def page(
@@ -166,7 +175,7 @@ class Renderer:
         return html(request, status, text.encode("utf-8"))
 
 
-def _environment(directory: Path, language: Language, assets: Assets) -> Environment:
+def _environment(directory: Path, language: Language, **functions: Callable[[str], str]) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(directory),
         autoescape=True,
@@ -177,5 +186,5 @@ def _environment(directory: Path, language: Language, assets: Assets) -> Environ
         auto_reload=False,
     )
     environment.install_gettext_translations(language.translations, newstyle=True)  # type: ignore[attr-defined]
-    environment.globals["asset"] = assets.url
+    environment.globals.update(functions)
     return environment

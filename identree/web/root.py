@@ -78,8 +78,14 @@ class Root(Resource):
 
     isLeaf = True
 
-    def __init__(self, exact: Mapping[bytes, IResource], prefixes: Mapping[bytes, IResource]) -> None:
+    def __init__(
+        self,
+        exact: Mapping[bytes, IResource],
+        prefixes: Mapping[bytes, IResource],
+        public_prefix: Callable[[], str] = str,
+    ) -> None:
         super().__init__()
+        self._public_prefix = public_prefix
         self._exact = dict(exact)
         self._prefix_names = frozenset(prefixes)
         # the longest prefix that fits
@@ -120,7 +126,8 @@ class Root(Resource):
         if not known or (clean == path + b"/" and clean not in self._prefix_names):
             return not_found(request)
         question = request.uri.partition(b"?")[2]
-        return redirect(request, 307, (clean + (b"?" + question if question else b"")).decode("latin-1"))
+        location = (clean + (b"?" + question if question else b"")).decode("latin-1")
+        return redirect(request, 307, self._public_prefix() + location)
 
 
 def _segments(path: bytes) -> list[str]:
@@ -170,15 +177,20 @@ def build_root(
     hosts: host_routes.HostRoutes,
     streams: EventStreams,
     routes: Iterable[Routes],
+    public_prefix: Callable[[], str] = str,
 ) -> Root:
-    """The root resource over finished routes."""
+    """
+    The root resource over finished routes.
+
+    :param public_prefix: what browsers put before our paths (``Rules.prefix``).
+    """
     exact, prefixes = _tables([one.router for one in routes])
     posts = frozenset({b"POST"})
     exact[host_routes.CHALLENGE_PATH] = Direct(hosts.create, hosts.answers, posts)
     prefixes[host_routes.CHALLENGE_PREFIX] = Direct(hosts.challenge, hosts.answers, frozenset({b"GET", b"DELETE"}))
     exact[host_routes.GRACE_STATUS_PATH] = Direct(hosts.grace_status, hosts.answers, _GET)
     exact[EVENTS_PATH] = Direct(streams.open, streams.answers, _GET)
-    return Root(exact, prefixes)
+    return Root(exact, prefixes, public_prefix)
 
 
 def build_site(
@@ -241,11 +253,16 @@ def build_site(
         ),
     ]
     if settings.dev_login and development is not None:
-        routes.append(DevelopmentRoutes(development=development, people=people, sessions=sessions, addresses=addresses))
+        routes.append(
+            DevelopmentRoutes(
+                development=development, people=people, sessions=sessions, addresses=addresses, rules=rules
+            )
+        )
     root = build_root(
         hosts=host_routes.HostRoutes(challenges=challenges, hosts=hosts, addresses=addresses, clock=reactor),
         streams=streams,
         routes=routes,
+        public_prefix=lambda: rules().prefix,
     )
     site = Site(
         root,

@@ -74,7 +74,7 @@ class Assets:
     def get(self, name: str) -> Asset | None:
         return self._assets.get(name)
 
-    def url(self, name: str) -> str:
+    def path(self, name: str) -> str:
         """:raise KeyError: there is no such file; a page must not refer to it."""
         if name not in self._assets:
             raise KeyError(name)

@@ -1,6 +1,6 @@
 // The approval page: one request, followed until it is over.
 
-import { find, onTimeRanOut, showCount, showTimes, signedOut } from "./page.js";
+import { find, onTimeRanOut, showCount, showTimes, signedOut, url } from "./page.js";
 import { handleForms, offerReasons } from "./forms.js";
 import { follow } from "./live.js";
 
@@ -11,7 +11,7 @@ const id = find("[data-request]", place).dataset.request;
 async function refresh() {
   let response;
   try {
-    response = await fetch(`/fragments/challenge/${id}`);
+    response = await fetch(url(`/fragments/challenge/${id}`));
   } catch {
     return;
   }

@@ -1,6 +1,6 @@
 // The dashboard: patched with what the server shows now, piece by piece, so that nothing typed or opened is lost.
 
-import { all, find, keepToken, now, onTimeRanOut, showCount, showTimes, signedOut, words } from "./page.js";
+import { all, find, keepToken, now, onTimeRanOut, showCount, showTimes, signedOut, url, words } from "./page.js";
 import { announce, errorBanner, handleForms, offerReasons } from "./forms.js";
 import { follow } from "./live.js";
 
@@ -80,7 +80,7 @@ async function load() {
   const flash = unsaid.splice(0).join(",");
   let response;
   try {
-    response = await fetch(flash ? `/fragments/dashboard?flash=${encodeURIComponent(flash)}` : "/fragments/dashboard");
+    response = await fetch(url(flash ? `/fragments/dashboard?flash=${encodeURIComponent(flash)}` : "/fragments/dashboard"));
   } catch {
     return;
   }

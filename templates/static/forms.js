@@ -1,6 +1,6 @@
 // Decisions without leaving the page: the server's answer is shown in place, and success is never assumed.
 
-import { all, askSession, find, signedOut, words } from "./page.js";
+import { all, askSession, find, here, signedOut, url, words } from "./page.js";
 
 // The offered reasons as buttons that fill the field; without scripts the field offers them itself.
 export function offerReasons(root = document) {
@@ -68,7 +68,7 @@ function showError(form, text, link) {
 
 function signInLink() {
   const link = document.createElement("a");
-  link.href = `/sessions/login?next=${encodeURIComponent(location.pathname)}`;
+  link.href = url(`/sessions/login?next=${encodeURIComponent(here())}`);
   link.textContent = words.signInAgain;
   return link;
 }

@@ -1,7 +1,7 @@
 // The stream of events, kept open: the browser reconnects by itself after short breaks and names the last event it
 // saw; when it gives up we go on, with growing pauses. Whoever listens reads the truth anew after every gap.
 
-import { askSession, find, words } from "./page.js";
+import { askSession, find, url, words } from "./page.js";
 
 const NAMES = ["challenge_created", "challenge_updated", "challenge_resolved", "session_changed", "resync"];
 const FIRST_PAUSE = 1000;
@@ -35,7 +35,7 @@ export function follow(onEvent) {
   function open() {
     clearTimeout(timer);
     source?.close();
-    source = new EventSource("/api/events");
+    source = new EventSource(url("/api/events"));
     source.onopen = () => {
       show("live");
       pause = FIRST_PAUSE;

@@ -10,6 +10,12 @@ export const now = () => Date.now() + offset;
 export const find = (selector, root = document) => root.querySelector(selector);
 export const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
+// Paths of the server as the browser knows them: behind a reverse proxy they may have a prefix.
+const base = document.documentElement.dataset.base;
+export const url = (path) => base + path;
+// The path of this page as the server knows it.
+export const here = () => location.pathname.slice(base.length);
+
 // -- times -----------------------------------------------------------------------------------------------------------
 const shown = document.documentElement.lang;
 // the reader's own variant of the page's language knows whether it is 3 pm or 15:00
@@ -122,7 +128,7 @@ export function keepToken(data) {
 export async function askSession(renew) {
   let response;
   try {
-    response = await fetch(renew ? "/fragments/session?renew=1" : "/fragments/session", { headers: { Accept: "application/json" } });
+    response = await fetch(url(renew ? "/fragments/session?renew=1" : "/fragments/session"), { headers: { Accept: "application/json" } });
   } catch {
     return true; // no connection: that is another trouble, and it says so itself
   }
@@ -230,7 +236,7 @@ document.addEventListener("keydown", (event) => {
   const afterG = now() - prefix < 1500;
   prefix = 0;
   if (event.key === "g") prefix = now();
-  else if (afterG && event.key === "r") location.assign("/");
+  else if (afterG && event.key === "r") location.assign(url("/"));
   else if (event.key === "?") shortcuts.showModal();
   else if (event.key === "j") go(1);
   else if (event.key === "k") go(-1);

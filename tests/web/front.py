@@ -200,6 +200,7 @@ class Front:
                     development=Development(
                         store=world.store, keys=world.keys, rules=lambda: world.rules, now=world.now
                     ),
+                    rules=lambda: world.rules,
                     **people,
                 ),
                 self.operations,

@@ -271,7 +271,7 @@ class AppearanceTests(PageCase):
 
 class StaticTests(PageCase):
     def url(self, name: str) -> str:
-        return self.house.renderer.assets.url(name)
+        return self.house.renderer.assets.path(name)
 
     def test_immutable(self) -> None:
         """A file under its content's hash is kept for ever."""
@@ -327,9 +327,9 @@ class StaticTests(PageCase):
         directory = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, directory)
         (directory / "a.css").write_text("a{}")
-        before = Assets(directory).url("a.css")
+        before = Assets(directory).path("a.css")
         (directory / "a.css").write_text("b{}")
-        self.assertNotEqual(Assets(directory).url("a.css"), before)
+        self.assertNotEqual(Assets(directory).path("a.css"), before)
 
     def test_no_dead_reference(self) -> None:
         """A template that names a file which does not exist is a mistake that shows."""
