@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from identree.app.challenges import instant_text
 from identree.app.hosts import Hosts
 from identree.app.journal import Journal, short
 from identree.app.metrics import Metrics
@@ -411,7 +410,7 @@ class Decisions:
             reason=reason,
             remote_addr=address,
             grace=self._grace,
-            superseded=moves.superseded(challenge, revoked_at, instant_text(revoked_at)),
+            superseded=moves.superseded(challenge, revoked_at),
         )
 
     async def _log_refusal(self, caller: Caller, id: str, refusal: OutsideWindow | FreshLoginRequired) -> None:

@@ -205,7 +205,7 @@ def _still_pending(challenge: Challenge, now: datetime) -> None:
         raise AlreadyResolved(challenge.id[:8])
 
 
-def superseded(challenge: Challenge, revoked_at: datetime | None, revoke_before: str) -> bool:
+def superseded(challenge: Challenge, revoked_at: datetime | None) -> bool:
     """
     Whether the owner's sessions were revoked after the challenge was created (spec/storage section 5).
 
@@ -213,56 +213,78 @@ def superseded(challenge: Challenge, revoked_at: datetime | None, revoke_before:
     than the snapshot's is a later revocation, whatever the clock did in between and however close they were.
 
     :param revoked_at: the owner's revocation time now.
-    :param revoke_before: the same instant as it would stand in the snapshot.
     """
-    return revoked_at is not None and challenge.revoke_before != revoke_before
+    if revoked_at is None:
+        return False
+    try:
+        # compared as an instant: deployed versions write their local offset
+        return datetime.fromisoformat(challenge.revoke_before) != revoked_at
+    except (ValueError, TypeError):
+        return True
+
+
+def _event(
+    kind: type[events.Event],
+    challenge: Challenge,
+    at: datetime,
+    *,
+    actor: str = "",
+    reason: str = "",
+    remote_addr: str = "",
+    hostname: str | None = None,
+) -> events.Event:
+    """:param hostname: where the record has the stored name, also an empty one, instead of the shown one."""
+    return kind(
+        at=at,
+        username=challenge.username,
+        hostname=challenge.shown_host if hostname is None else hostname,
+        code=challenge.user_code,
+        actor=actor,
+        reason=reason,
+        remote_addr=remote_addr,
+    )
+
+
+def _entry(challenge: Challenge, action: str, at: datetime, *, actor: str = "", reason: str = "") -> HistoryEntry:
+    return HistoryEntry(
+        at=at,
+        username=challenge.username,
+        action=action,
+        hostname=challenge.shown_host,
+        code=challenge.user_code,
+        actor=actor,
+        reason=reason,
+    )
+
+
+def _live(challenge: Challenge, event: str) -> Live:
+    return Live(event=event, username=challenge.username, challenge_id=challenge.id)
 
 
 def opened(challenge: Challenge) -> Step:
     """A challenge that waits for people."""
-    return Step(
-        challenge=challenge,
-        events=(
-            events.ChallengeCreated(
-                at=challenge.created_at,
-                username=challenge.username,
-                hostname=challenge.hostname,
-                code=challenge.user_code,
-                reason=challenge.reason,
-                remote_addr=challenge.remote_addr,
-            ),
-        ),
-        live=(Live(event="challenge_created", username=challenge.username, challenge_id=challenge.id),),
+    created = _event(
+        events.ChallengeCreated,
+        challenge,
+        challenge.created_at,
+        reason=challenge.reason,
+        remote_addr=challenge.remote_addr,
+        hostname=challenge.hostname,
     )
+    return Step(challenge=challenge, events=(created,), live=(_live(challenge, "challenge_created"),))
 
 
 def auto_approved(challenge: Challenge, now: datetime) -> Step:
     """A challenge that a valid grace session of its owner on its host approves at once; the session is not extended."""
     after = replace(challenge, status=Status.APPROVED, approved_by=challenge.username, approved_at=now)
+    event = _event(
+        events.AutoApproved, after, now, actor=after.username, reason=after.reason, remote_addr=after.remote_addr
+    )
     return Step(
         challenge=after,
-        events=(
-            events.AutoApproved(
-                at=now,
-                username=after.username,
-                hostname=after.shown_host,
-                code=after.user_code,
-                actor=after.username,
-                reason=after.reason,
-                remote_addr=after.remote_addr,
-            ),
-        ),
-        history=(
-            HistoryEntry(
-                at=now,
-                username=after.username,
-                action="auto_approved",
-                hostname=after.shown_host,
-                code=after.user_code,
-                reason=after.reason,
-            ),
-        ),
-        live=(Live(event="challenge_resolved", username=after.username, challenge_id=after.id),),
+        events=(event,),
+        history=(_entry(after, "auto_approved", now, reason=after.reason),),
+        live=(_live(after, "challenge_resolved"),),
     )
 
 
@@ -295,47 +317,14 @@ def approve(
     said = reason or challenge.reason
     after = replace(challenge, approvals=(*challenge.approvals, Approval(approver=by, at=now)))
     if len(after.approvals) < after.required_approvals:
-        return Step(
-            challenge=after,
-            events=(
-                events.PartialApproval(
-                    at=now,
-                    username=after.username,
-                    hostname=after.shown_host,
-                    code=after.user_code,
-                    actor=by,
-                    reason=said,
-                    remote_addr=remote_addr,
-                ),
-            ),
-            live=(Live(event="challenge_updated", username=after.username, challenge_id=after.id),),
-        )
+        partial = _event(events.PartialApproval, after, now, actor=by, reason=said, remote_addr=remote_addr)
+        return Step(challenge=after, events=(partial,), live=(_live(after, "challenge_updated"),))
     after = replace(after, status=Status.APPROVED, approved_by=by, approved_at=now)
     return Step(
         challenge=after,
-        events=(
-            events.ChallengeApproved(
-                at=now,
-                username=after.username,
-                hostname=after.shown_host,
-                code=after.user_code,
-                actor=by,
-                reason=said,
-                remote_addr=remote_addr,
-            ),
-        ),
-        history=(
-            HistoryEntry(
-                at=now,
-                username=after.username,
-                action="approved",
-                hostname=after.shown_host,
-                code=after.user_code,
-                actor=by,
-                reason=said,
-            ),
-        ),
-        live=(Live(event="challenge_resolved", username=after.username, challenge_id=after.id),),
+        events=(_event(events.ChallengeApproved, after, now, actor=by, reason=said, remote_addr=remote_addr),),
+        history=(_entry(after, "approved", now, actor=by, reason=said),),
+        live=(_live(after, "challenge_resolved"),),
         grace=grace(after.username, after.hostname, now) if grace is not None else None,
     )
 
@@ -350,29 +339,9 @@ def deny(challenge: Challenge, by: str, now: datetime, *, reason: str = "", remo
     after = replace(challenge, status=Status.DENIED, denied_by=by, deny_reason=reason)
     return Step(
         challenge=after,
-        events=(
-            events.ChallengeRejected(
-                at=now,
-                username=after.username,
-                hostname=after.shown_host,
-                code=after.user_code,
-                actor=by,
-                reason=reason,
-                remote_addr=remote_addr,
-            ),
-        ),
-        history=(
-            HistoryEntry(
-                at=now,
-                username=after.username,
-                action="rejected",
-                hostname=after.shown_host,
-                code=after.user_code,
-                actor=by,
-                reason=reason or after.reason,
-            ),
-        ),
-        live=(Live(event="challenge_resolved", username=after.username, challenge_id=after.id),),
+        events=(_event(events.ChallengeRejected, after, now, actor=by, reason=reason, remote_addr=remote_addr),),
+        history=(_entry(after, "rejected", now, actor=by, reason=reason or after.reason),),
+        live=(_live(after, "challenge_resolved"),),
     )
 
 
@@ -384,29 +353,12 @@ def cancel(challenge: Challenge, now: datetime, *, remote_addr: str = "") -> Ste
     """
     _still_pending(challenge, now)
     after = replace(challenge, status=Status.CANCELLED)
+    cancelled = _event(events.ChallengeCancelled, after, now, actor=after.username, remote_addr=remote_addr)
     return Step(
         challenge=after,
-        events=(
-            events.ChallengeCancelled(
-                at=now,
-                username=after.username,
-                hostname=after.shown_host,
-                code=after.user_code,
-                actor=after.username,
-                remote_addr=remote_addr,
-            ),
-        ),
-        history=(
-            HistoryEntry(
-                at=now,
-                username=after.username,
-                action="cancelled",
-                hostname=after.shown_host,
-                code=after.user_code,
-                reason=after.reason,
-            ),
-        ),
-        live=(Live(event="challenge_resolved", username=after.username, challenge_id=after.id),),
+        events=(cancelled,),
+        history=(_entry(after, "cancelled", now, reason=after.reason),),
+        live=(_live(after, "challenge_resolved"),),
     )
 
 
@@ -421,8 +373,6 @@ def expire(challenge: Challenge, now: datetime) -> Step:
     after = replace(challenge, status=Status.EXPIRED)
     return Step(
         challenge=after,
-        events=(
-            events.ChallengeExpired(at=now, username=after.username, hostname=after.hostname, code=after.user_code),
-        ),
-        live=(Live(event="challenge_resolved", username=after.username, challenge_id=after.id),),
+        events=(_event(events.ChallengeExpired, after, now, hostname=after.hostname),),
+        live=(_live(after, "challenge_resolved"),),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -79,7 +80,7 @@ def approving(by: str, when: datetime = NOW, grace: datetime | None = None) -> C
             grace=None
             if grace is None
             else lambda user, host, _: GraceSession(username=user, hostname=host, expires_at=grace, mac="new"),
-            superseded=superseded(present, revoked_at, "" if revoked_at is None else audit.timestamp(revoked_at)),
+            superseded=superseded(present, revoked_at),
         )
 
     return change
@@ -128,9 +129,9 @@ class StoreContract:
     assertLess: Any
     fail: Any
 
+    @abstractmethod
     async def open(self, **options: Any) -> SqlStore:
         """Another store on the same database; the test's clean-up stops it."""
-        raise NotImplementedError
 
     async def assert_raises(self, kind: type[Exception], doing: Awaitable[Any]) -> Any:
         try:
