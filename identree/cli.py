@@ -91,7 +91,8 @@ def _check_config(arguments: list[str]) -> int:
     try:
         settings = load(os.environ)
     except SettingsError as mistakes:
-        print(mistakes, file=sys.stderr)
+        print(show(mistakes.settings, mistakes.wrong), flush=True)
+        print(f"\n{mistakes}", file=sys.stderr)
         return 1
     print(show(settings))
     return 0

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from identree import __version__, cli
 from identree.core import audit
+from identree.settings.registry import SETTINGS
 
 MINIMAL = {
     "IDENTREE_OIDC_ISSUER_URL": "https://id.example.com",
@@ -78,6 +79,30 @@ class CommandLineTests(SynchronousTestCase):
             self.assertIn(name, err)
         self.assertIn("for example IDENTREE_CHALLENGE_TTL=", err)
         self.assertNotIn("Traceback", err)
+
+    def test_check_config_shows_the_rest_too(self) -> None:
+        """With mistakes, all settings are shown nevertheless; wrong ones have no value, and no secret shows."""
+        environ = {
+            **MINIMAL,
+            "IDENTREE_CHALLENGE_TTL": "soon",
+            "IDENTREE_GRACE_PERIOD": "2h",
+            "IDENTREE_EXTERNAL_URL": "",
+            "IDENTREE_SHARED_SECRET": "short-but-secret",
+            "IDENTREE_ADMIN_GROUPS": "admins",
+        }
+        status, out, err = self.run_command("check-config", environ=environ)
+        self.assertEqual(status, 1)
+        self.assertRegex(out, r"(?m)^IDENTREE_CHALLENGE_TTL +\? +environment: wrong$")
+        self.assertRegex(out, r"(?m)^IDENTREE_EXTERNAL_URL +\? +default: missing$")
+        self.assertRegex(out, r"(?m)^IDENTREE_SHARED_SECRET +\? +environment: wrong$")
+        self.assertRegex(out, r"(?m)^IDENTREE_GRACE_PERIOD +2h\S* +environment$")
+        self.assertRegex(out, r"(?m)^IDENTREE_OIDC_CLIENT_SECRET +set +environment$")
+        for setting in SETTINGS:
+            self.assertRegex(out, rf"(?m)^{setting.variable} ")
+        for secret in ("client-secret-", "short-but-secret"):
+            self.assertNotIn(secret, out + err)
+        # what follows from a wrong value only confuses
+        self.assertNotIn("SHARED_SECRET also signs", out)
 
     def test_audit_verify(self) -> None:
         """A good log is 0, a changed one 1, a missing one 2."""

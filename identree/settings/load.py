@@ -54,11 +54,16 @@ class SettingsError(Exception):
     """
     The server cannot start with these settings. The text has one line per mistake: the variable, what is wrong with
     its value, an example of a right one.
+
+    :ivar settings: everything that could be read, to be shown and nothing else.
+    :ivar wrong: names of the settings whose value there does not count, and where the wrong one is from.
     """
 
-    def __init__(self, problems: tuple[str, ...]) -> None:
+    def __init__(self, problems: tuple[str, ...], settings: Settings, wrong: Mapping[str, str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.settings = settings
+        self.wrong = wrong
 
 
 def load(environ: Mapping[str, str], *, conf_path: str = CONF_PATH, read: Read = read_file) -> Settings:
@@ -99,8 +104,8 @@ class _Loading:
         self._values: dict[str, Any] = {}
         self._sources: dict[str, str] = {}
         self._files: dict[str, str] = {}
-        # settings that already have a problem: no second one for the same reason
-        self._bad: set[str] = set()
+        # settings that already have a problem, and its source: no second one for the same reason
+        self._bad: dict[str, str] = {}
 
     def settings(self) -> Settings:
         self._conf = self._read_conf()
@@ -112,14 +117,15 @@ class _Loading:
         self._check()
         self._warn()
         self._check_names()
-        if self._problems:
-            raise SettingsError(tuple(self._problems))
-        return Settings(
+        settings = Settings(
             **{BY_NAME[name].attribute: value for name, value in self._values.items()},
             warnings=tuple(self._warnings),
             sources=MappingProxyType(self._sources),
             secret_files=MappingProxyType(self._files),
         )
+        if self._problems:
+            raise SettingsError(tuple(self._problems), settings, MappingProxyType(self._bad))
+        return settings
 
     # -- sources ------------------------------------------------------------------------------------------------------
 
@@ -247,9 +253,8 @@ class _Loading:
     def _wrong(self, name: str, problem: str, source: str = "") -> None:
         if name in self._bad:
             return
-        self._bad.add(name)
         setting = BY_NAME[name]
-        source = source or self._sources[name]
+        source = self._bad[name] = source or self._sources[name]
         where = "" if source == DEFAULT else f" ({self._toml_path if source == TOML else source})"
         self._problems.append(f"{setting.variable}: {problem}{where}; for example {setting.variable}={setting.example}")
 
