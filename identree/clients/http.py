@@ -70,18 +70,26 @@ class Fetch:
         :raise Nonsense: the body is longer than ``limit``.
         """
         work = Deferred.fromCoroutine(self._request(method, url, limit, headers or {}, data))
+        gone = False
+
+        def leave(_: Deferred[Answer]) -> None:
+            nonlocal gone
+            gone = True
+            work.cancel()
+
+        answer: Deferred[Answer] = Deferred(leave)
+        work.addBoth(answer.callback)
         late = self._clock.callLater(seconds, work.cancel)
         try:
-            return await work
+            return await answer
         except Nonsense:
             raise
         except Exception as e:
+            if gone:  # whoever waited; Twisted calls that by other names too, such as a name that was not found
+                raise CancelledError from None
             if not late.active():
                 raise Unanswered(f"no answer within {seconds:g} s") from None
-            cause = _cause(e)
-            if isinstance(cause, CancelledError):  # whoever waited has gone; Twisted may have wrapped it
-                raise cause from None
-            raise Unanswered(_described(cause)) from None
+            raise Unanswered(_described(_cause(e))) from None
         finally:
             if late.active():
                 late.cancel()

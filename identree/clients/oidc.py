@@ -21,6 +21,7 @@ from urllib.parse import SplitResult, quote_plus, urlencode, urlsplit, urlunspli
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -37,6 +38,8 @@ T = TypeVar("T")
 SCOPES = "openid profile email groups"
 
 DISCOVERY_SECONDS = 10.0
+# A person who wants to sign in waits at most so long for discovery, which itself goes on.
+SIGN_IN_PATIENCE_SECONDS = 3.0
 DISCOVERY_LIMIT = 512 << 10
 KEYS_SECONDS = 10.0
 KEYS_LIMIT = 512 << 10
@@ -204,8 +207,13 @@ class OIDCProvider(Service):
         except ValueError as e:
             raise Nonsense(f"an endpoint of the discovery document is unusable: {e}") from None
 
-    async def _known(self) -> Metadata:
-        """The metadata; without any, or with some under suspicion, a try is made at once, shared by all who wait."""
+    async def _known(self, patience: float = DISCOVERY_SECONDS) -> Metadata:
+        """
+        The metadata; without any, or with some under suspicion, a try is made at once, shared by all who wait.
+
+        :param patience: seconds.
+        :raise ProviderUnavailable: there is none, or none yet.
+        """
         since = self._monotonic() - self._discovered_at
         if self._metadata is not None:
             if self._suspected and since >= SUSPICION_SECONDS:
@@ -213,12 +221,18 @@ class OIDCProvider(Service):
             return self._metadata
         if self._trouble and since < EAGER_PAUSE_SECONDS:
             raise ProviderUnavailable(f"discovery: {self._trouble}")
-        return await self._discovery.result()
+        discovered = self._discovery.result()
+        if patience < DISCOVERY_SECONDS:
+            discovered.addTimeout(patience, self._clock)
+        try:
+            return await discovered
+        except TimedOut:
+            raise ProviderUnavailable(f"discovery: no answer within {patience:g} s") from None
 
     # -- IdentityProvider ---------------------------------------------------------------------------------------------
     async def authorization_url(self, *, state: str, nonce: str, code_challenge: str) -> str:
         """See :class:`~identree.app.ports.IdentityProvider`."""
-        endpoint = urlsplit((await self._known()).authorization_endpoint)
+        endpoint = urlsplit((await self._known(SIGN_IN_PATIENCE_SECONDS)).authorization_endpoint)
         query = urlencode(
             {
                 "response_type": "code",

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from treq.testing import StubTreq
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import DNSLookupError
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import Logger, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from identree.app.ports import Identity
@@ -251,11 +253,24 @@ class DiscoveryTests(Base):
     def test_slow(self) -> None:
         """A provider that does not answer is given up after 10 s."""
         self.provider.replies[DISCOVERY] = None
-        result = self.url()
+        result = self.redeem()
         self.clock.advance(9.9)
         self.assertNoResult(result)
         self.clock.advance(0.2)
         self.unavailable(result, "no answer within 10 s")
+
+    def test_slow_for_a_person(self) -> None:
+        """Who wants to sign in waits 3 s for it at most; the one request goes on for whoever comes later."""
+        self.provider.replies[DISCOVERY] = None
+        first = self.url()
+        self.clock.advance(2.9)
+        self.assertNoResult(first)
+        self.clock.advance(0.2)
+        self.unavailable(first, "no answer within 3 s")
+        second = self.url()
+        self.clock.advance(3.1)
+        self.unavailable(second, "no answer within 3 s")
+        self.assertEqual(len(self.provider.asked), 1)
 
     def test_in_background(self) -> None:
         """The service tries again after 2, 4, 8, 16, 32, 32 s, and then rests for an hour."""
@@ -327,6 +342,31 @@ class DiscoveryTests(Base):
         self.client.startService()
         self.successResultOf(self.client.stopService())
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_stop_while_resolving(self) -> None:
+        """Stopping while the provider's name is looked up is no trouble of the provider's, and is not logged as one."""
+
+        class Resolving:
+            """A request that reports its end by cancellation as Twisted does during a look-up."""
+
+            def request(self, *_: object, **__: object) -> Deferred[object]:
+                return Deferred(lambda pending: pending.errback(DNSLookupError("Couldn't find the hostname")))
+
+        lines: list[str] = []
+        client = OIDCProvider(
+            http=Resolving(),
+            clock=self.clock,
+            now=lambda: NOW,
+            issuer_url=ISSUER,
+            client_id=CLIENT_ID,
+            client_secret=SECRET,
+            redirect_uri=REDIRECT,
+            monotonic=self.clock.seconds,
+        )
+        client._log = Logger(observer=lambda event: lines.append(formatEvent(event)))
+        client.startService()
+        self.successResultOf(client.stopService())
+        self.assertEqual((lines, self.clock.getDelayedCalls()), ([], []))
 
 
 class ExchangeTests(Base):
