@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
 from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
@@ -35,7 +35,7 @@ from identree import __version__
 from identree.app.challenges import Challenges
 from identree.app.decisions import Decisions
 from identree.app.development import Development
-from identree.app.health import Check, Health
+from identree.app.health import Check, Health, Unwell
 from identree.app.hosts import Hosts
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
@@ -291,6 +291,7 @@ class Identree(MultiService):
         self._give_up = give_up
         self.started: Deferred[None] = Deferred()
         self._starting: Deferred[None] | None = None
+        self._stopping = False
 
     def startService(self) -> None:
         self._starting = Deferred.fromCoroutine(self._start())
@@ -304,6 +305,8 @@ class Identree(MultiService):
         self.started.callback(None)
 
     def _failed(self, failure: Failure) -> None:
+        if self._stopping and failure.check(CancelledError):
+            return  # asked to stop before it was ready, which is no failure
         problem = remedy(failure.value)
         if failure.check(CannotListenError, SchemaTooNew, StorageUnavailable):
             self._log.error("identree cannot start: {problem}", problem=problem)
@@ -315,6 +318,7 @@ class Identree(MultiService):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> object:
+        self._stopping = True
         if self._starting is not None and not self._starting.called:
             self._starting.cancel()
         if self.running:
@@ -454,7 +458,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
     checks = [
         Check(
             name="disk",
-            probe=lambda: _disk(store, settings.session_state_file, in_thread),
+            probe=lambda: _disk(store, settings.audit_log, settings.session_state_file, in_thread),
             failure="not_writable",
             critical=True,
             fresh_seconds=10,
@@ -734,27 +738,32 @@ def _allow_connections(wanted: int, log: Logger) -> None:
         )
 
 
-async def _disk(store: SqlStore, state_file: str, in_thread: Callable[[Callable[[], bool]], Awaitable[bool]]) -> str:
-    """Whether the audit log and the state directory can be written."""
-    if not store.records or not await in_thread(partial(_writable, state_file)):
-        return "not_writable"
+async def _disk(
+    store: SqlStore, audit_log: str, state_file: str, in_thread: Callable[[Callable[[], str]], Awaitable[str]]
+) -> str:
+    """Whether the audit log and the state directory can be written. :raise Unwell: with the one that cannot."""
+    if not store.records:
+        raise Unwell(f"the audit log {audit_log} cannot be written")
+    problem = await in_thread(partial(_why_not_writable, state_file))
+    if problem:
+        raise Unwell(problem)
     return "ok"
 
 
-def _writable(state_file: str) -> bool:
-    """Whether there is room and permission beside the state file: by writing."""
+def _why_not_writable(state_file: str) -> str:
+    """Why nothing can be written beside the state file, found by writing; empty when there is room and permission."""
     if not state_file:
-        return True
+        return ""
     path = Path(state_file).parent / f".healthz-{secrets.token_hex(8)}"
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(b"x")
         path.unlink()
-    except OSError:
+    except OSError as problem:
         with suppress(OSError):
             path.unlink()
-        return False
-    return True
+        return f"the directory {path.parent} cannot be written: {problem.strerror or problem}"
+    return ""
 
 
 async def _oidc(provider: OIDCProvider) -> str:

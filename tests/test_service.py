@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.plugin import getPlugins
 from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -102,6 +103,36 @@ class RunTests(TestCase):
             await deferToThread(_status, directory.port)
         self.assertEqual((directory.path / "identree.db").stat().st_mode & 0o777, 0o600)
         self.assertEqual((directory.path / "audit.jsonl").stat().st_mode & 0o027, 0)
+
+    async def test_stopped_at_once(self) -> None:
+        """To be asked to stop before it is ready is no failure: nothing is said, and nobody is told to give up."""
+        directory = Directory(self)
+        told: list[str] = []
+        server = build(load(directory.environ, read=no_files), real_reactor, give_up=told.append)
+        server.startService()
+        await server.stopService()
+        self.assertEqual((told, self.flushLoggedErrors()), ([], []))
+
+    async def test_no_room(self) -> None:
+        """A state directory that cannot be written makes the server unwell, and the log names it."""
+        directory = Directory(self)
+        gone = directory.path / "gone"
+        server = directory.build(IDENTREE_SESSION_STATE_FILE=str(gone / "sessions.json"))
+        events: list[LogEvent] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        server.startService()
+        await server.started
+        end = real_reactor.seconds() + 30  # type: ignore[attr-defined]
+        lines: list[str] = []
+        while not lines and real_reactor.seconds() < end:  # type: ignore[attr-defined]
+            await deferToThread(_status, directory.port)
+            lines = [line for event in events if "disk" in (line := formatEvent(event))]
+        await server.stopService()
+        self.assertEqual(
+            lines,
+            [f"health: disk is not_writable: the directory {gone} cannot be written: No such file or directory"],
+        )
 
     async def test_no_database(self) -> None:
         """A database that cannot be opened is told, and nothing listens."""

@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from identree.app.ports import Monotonic
 
 PROBE_SECONDS = 2.0
 PATIENCE_SECONDS = 0.03
+
+
+class Unwell(Exception):
+    """Raised by a probe that can say why: the reason stands in the log, the report has only the check's ``failure``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +96,13 @@ class Health:
             probing.addTimeout(PROBE_SECONDS, self._clock)
             running: Deferred[None] = Deferred()
 
-            def done(value: object, check: Check = check, running: Deferred[None] = running) -> None:
+            def done(value: str | Failure, check: Check = check, running: Deferred[None] = running) -> None:
                 known = value if isinstance(value, str) else check.failure
                 before = self._results.get(check.name)
                 if before is None or before[1] != known:
                     level = self._log.info if known != check.failure else self._log.warn
-                    level("health: {check} is {value}", check=check.name, value=known)
+                    why = f": {value.getErrorMessage()}" if isinstance(value, Failure) and value.check(Unwell) else ""
+                    level("health: {check} is {value}{why}", check=check.name, value=known, why=why)
                 self._results[check.name] = (self._monotonic(), known)
                 self._running.pop(check.name, None)
                 running.callback(None)

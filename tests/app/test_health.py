@@ -4,9 +4,10 @@ from collections.abc import Awaitable, Callable
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.logger import Logger, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from identree.app.health import PATIENCE_SECONDS, PROBE_SECONDS, Check, Health
+from identree.app.health import PATIENCE_SECONDS, PROBE_SECONDS, Check, Health, Unwell
 
 
 def check(name: str, probe: Callable[[], Awaitable[str]], critical: bool = True, fresh: float = 30) -> Check:
@@ -40,6 +41,16 @@ class HealthTests(SynchronousTestCase):
         health = self.health(check("database", lambda: fail(OSError("locked"))))
         report = self.successResultOf(Deferred.fromCoroutine(health.report()))
         self.assertEqual((report.status, report.healthy), ("unhealthy", False))
+
+    def test_reason(self) -> None:
+        """What a probe knows about the failure stands in the log, once, and not in the report."""
+        lines: list[str] = []
+        health = self.health(check("disk", lambda: fail(Unwell("/config cannot be written")), fresh=0))
+        health._log = Logger(observer=lambda event: lines.append(formatEvent(event)))
+        for _ in range(2):
+            report = self.successResultOf(Deferred.fromCoroutine(health.report()))
+            self.assertEqual(report.checks, {"disk": "broken"})
+        self.assertEqual(lines, ["health: disk is broken: /config cannot be written"])
 
     def test_a_hanging_probe_is_not_waited_for(self) -> None:
         """The answer comes after the patience is over, with the hanging check failed."""
