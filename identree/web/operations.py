@@ -6,8 +6,13 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from contextlib import suppress
 
 from prometheus_client import generate_latest
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 
 from identree.app.health import Health
@@ -25,6 +30,8 @@ METRICS_PATH = b"/metrics"
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 # The gauges that cost a look into the database are at most this old.
 COUNTS_FRESH_SECONDS = 5.0
+# A scrape waits at most so long for them; then it gets the last ones.
+COUNTS_PATIENCE_SECONDS = 1.0
 
 
 class OperationsRoutes:
@@ -34,10 +41,12 @@ class OperationsRoutes:
     """
 
     router = Router()
+    _log = Logger()
 
     def __init__(
         self,
         *,
+        clock: IReactorTime,
         health: Health,
         metrics: Metrics,
         store: Store,
@@ -48,6 +57,7 @@ class OperationsRoutes:
         monotonic: Monotonic,
     ) -> None:
         self.answers = TextAnswers()
+        self._clock = clock
         self._health = health
         self._metrics = metrics
         self._store = store
@@ -57,6 +67,7 @@ class OperationsRoutes:
         self._now = now
         self._monotonic = monotonic
         self._counted: float | None = None
+        self._counting: Deferred[None] | None = None
 
     @router.route("/healthz", methods=["GET", "HEAD"])
     async def healthz(self, request: IRequest) -> bytes:
@@ -82,7 +93,10 @@ class OperationsRoutes:
         return header or query(request).get("token", "").encode("utf-8", "replace")
 
     async def _count(self) -> None:
-        """Bring the gauges up to date. While the database is away the last counts stand: the rest is still worth it."""
+        """
+        Bring the gauges up to date. While the database is away or locked the last counts stand: the rest is still worth
+        it.
+        """
         metrics = self._metrics
         for (present, limit), gauge, bound in (
             (self._waiters(), metrics.waiters, metrics.waiters_limit),
@@ -93,10 +107,37 @@ class OperationsRoutes:
         asked = self._monotonic()
         if self._counted is not None and asked - self._counted < COUNTS_FRESH_SECONDS:
             return
-        self._counted = asked
-        try:
+        if self._counting is None:
+            self._counted = asked
+            counting: Deferred[None] = Deferred.fromCoroutine(self._count_stored())
+            self._counting = counting
+            counting.addBoth(self._stored_counted)
+        if self._counting is not None:
+            await self._patiently(self._counting)
+
+    async def _count_stored(self) -> None:
+        with suppress(StorageUnavailable):
             counts = await self._store.counts(self._now())
-        except StorageUnavailable:
-            return
-        metrics.active.set(counts.pending_challenges)
-        metrics.grace_sessions.set(counts.grace_sessions)
+            self._metrics.active.set(counts.pending_challenges)
+            self._metrics.grace_sessions.set(counts.grace_sessions)
+
+    def _stored_counted(self, result: Failure | None) -> None:
+        self._counting = None
+        if isinstance(result, Failure):
+            self._log.failure("the gauges could not be counted", result)
+
+    async def _patiently(self, counting: Deferred[None]) -> None:
+        """Until the counting is over, but not longer than a scrape may take; it goes on without us."""
+        enough: Deferred[None] = Deferred()
+
+        def stop_waiting(_: object = None) -> None:
+            if not enough.called:
+                enough.callback(None)
+
+        counting.addCallback(stop_waiting)
+        timer = self._clock.callLater(COUNTS_PATIENCE_SECONDS, stop_waiting)
+        try:
+            await enough
+        finally:
+            if timer.active():
+                timer.cancel()

@@ -242,6 +242,7 @@ def build_site(
         ),
         LoginRoutes(people=people, sessions=sessions, addresses=addresses, cards=renderer, rules=rules),
         OperationsRoutes(
+            clock=reactor,
             health=health,
             metrics=metrics,
             store=store,

@@ -180,6 +180,7 @@ class Front:
             world.clock.seconds,
         )
         self.operations = OperationsRoutes(
+            clock=world.clock,
             health=self.health,
             metrics=world.metrics,
             store=world.store,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+from datetime import datetime
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from identree.app.health import PATIENCE_SECONDS
 from identree.core.errors import StorageUnavailable
+from identree.storage.interface import Counts
+from identree.web.operations import COUNTS_PATIENCE_SECONDS
 from tests.web.front import Front
 
 
@@ -106,6 +109,35 @@ class MetricsTests(OperationsTestCase):
 
         self.world.store.counts = unavailable  # type: ignore[assignment, method-assign]
         self.assertEqual(self.value("identree_challenges_created_total"), 0)
+
+    def test_database_locked(self) -> None:
+        """While the database is locked the last counts are told within a second; its answer counts when it comes."""
+        self.front.create()
+        self.assertEqual(self.value("identree_active_challenges"), 1)
+        store = self.world.store
+        locked: Deferred[None] = Deferred()
+        counts = store.counts
+        asked: list[datetime] = []
+
+        async def waiting(now: datetime) -> Counts:
+            asked.append(now)
+            await locked
+            return await counts(now)
+
+        store.counts = waiting  # type: ignore[method-assign]
+        self.front.create({"username": "alice", "hostname": "web2"})
+        self.world.clock.advance(5)
+        for _ in range(2):
+            scrape = self.front.start("GET", "/metrics")
+            self.assertIsNone(scrape.response())
+            self.world.clock.advance(COUNTS_PATIENCE_SECONDS)
+            response = scrape.response()
+            assert response is not None
+            self.assertIn("identree_active_challenges 1.0\n", response.text)
+            self.world.clock.advance(5)
+        self.assertEqual(len(asked), 1)
+        locked.callback(None)
+        self.assertIn("identree_active_challenges 2.0\n", self.front.ask("GET", "/metrics").text)
 
     def test_how_close(self) -> None:
         """What is bounded shows how close it is."""
