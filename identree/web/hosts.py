@@ -57,6 +57,8 @@ class HostAnswers:
         if isinstance(refusal, errors.Throttled):
             return _throttled(request, _TOO_MANY_ASKING, refusal.retry_after)
         if isinstance(refusal, errors.Unauthorized):
+            # RFC 9110 section 15.5.2 wants a scheme named; none is registered for a secret in a header of its own
+            request.responseHeaders.setRawHeaders(b"WWW-Authenticate", [b"Identree"])
             return replies.json_error(request, 401, "unauthorized")
         if isinstance(refusal, errors.HostnameMismatch):
             return replies.json_error(request, 403, "hostname mismatch")

@@ -210,6 +210,11 @@ class CreationTests(HostTestCase):
             self.refused(self.front.create(secret=secret), 401, {"error": "unauthorized"})
         self.assertEqual(self.world.sample("identree_auth_failures_total"), 3)
 
+    def test_scheme(self) -> None:
+        """A 401 names the scheme, as RFC 9110 section 15.5.2 wants it; no client knows it, so none acts on it."""
+        self.assertEqual(self.front.create(secret="x" * 32).header("WWW-Authenticate"), "Identree")
+        self.assertIsNone(self.front.create().header("WWW-Authenticate"))
+
     def test_first_secret_counts(self) -> None:
         """Of several secret headers the first is read."""
         connection = self.front.connect()
