@@ -223,7 +223,8 @@ _s(
     URL,
     "",
     "The address that browsers and hosts use; required. With https, cookies are secure and plain http is redirected. "
-    "The redirect URI at the provider is this address followed by /callback.",
+    "The redirect URI at the provider is this address followed by /callback. It may have a path, which the reverse "
+    "proxy takes off before it asks identree.",
     "https://identree.example.com",
     toml="server.external_url",
     live=NO,
