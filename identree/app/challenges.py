@@ -205,10 +205,12 @@ class Challenges:
         """
         self._hosts.authenticate(credential, address, "GET /api/challenge/")
         waiting: Deferred[None] | None = self._waiters.expect(id, hold_seconds) if hold_seconds > 0 else None
+        held = waiting is not None and not waiting.called
         try:
             challenge = await self._readable(id)
             self._hosts.owns(credential, challenge, hostname, address)
-            if waiting is not None and challenge.status is Status.PENDING and not waiting.called:
+            if waiting is not None and held and challenge.status is Status.PENDING:
+                # it may have been woken already, by a decision that came while we read
                 await waiting
                 challenge = await self._readable(id)
         finally:

@@ -252,6 +252,20 @@ class PollTests(SynchronousTestCase):
         self.assertEqual((polled.challenge.status, polled.challenge.deny_reason), (Status.DENIED, "not now"))
         self.assertEqual(len(self.world.waiters), 0)
 
+    def test_decided_while_it_was_read(self) -> None:
+        """A decision that falls between the first reading and the hold is answered at once."""
+        read = self.world.store.challenge
+
+        async def slowly(id: str) -> Any:
+            self.world.store.challenge = read  # type: ignore[method-assign]
+            challenge = await read(id)
+            await self.world.decisions.approve(self.alice, id)
+            return challenge
+
+        self.world.store.challenge = slowly  # type: ignore[method-assign]
+        held = Deferred.fromCoroutine(self.world.challenges.poll(self.id, "web01", GLOBAL, "10.0.0.1", hold_seconds=25))
+        self.assertIs(self.successResultOf(held).challenge.status, Status.APPROVED)
+
     def test_held_in_vain(self) -> None:
         """Without a decision it is answered as pending after its time."""
         held = Deferred.fromCoroutine(self.world.challenges.poll(self.id, "web01", GLOBAL, "10.0.0.1", hold_seconds=25))
