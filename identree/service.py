@@ -716,6 +716,11 @@ def _say_what_is_missing(settings: Settings, log: Logger) -> None:
         "the Splunk sink": settings.audit_splunk_hec_url,
         "the Loki sink": settings.audit_loki_url,
         "break-glass escrow": settings.escrow_backend or settings.escrow_command,
+        "provisioning of hosts": settings.ldap_provision_enabled,
+        "PocketID's users and groups": settings.pocketid_api_key,
+        "the PocketID webhook": settings.webhook_secret,
+        "notifications": os.path.exists(settings.notification_config_file),
+        "the history export": settings.api_keys,
     }
     for feature, wanted in absent.items():
         if wanted:

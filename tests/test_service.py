@@ -12,13 +12,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import LogEvent, Logger, formatEvent, globalLogPublisher
 from twisted.plugin import getPlugins
 from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from identree.app.statefiles import BadStateFile
-from identree.service import Keeper, Options, build
+from identree.service import Keeper, Options, _say_what_is_missing, build
 from identree.settings.load import load, no_files
 from tests.e2e.server import free_port
 
@@ -87,6 +87,26 @@ class BadStateTests(SynchronousTestCase):
             ValueError, self.directory.build, IDENTREE_MTLS_CA_CERT=str(self.directory.path / "ca.crt")
         )
         self.assertIn("IDENTREE_MTLS", str(problem))
+
+
+class AbsentFeatureTests(SynchronousTestCase):
+    def test_said_at_start(self) -> None:
+        """Every configured feature that this version does not have is named; none when none is configured."""
+        directory = Directory(self)
+        (directory.path / "channels.json").write_text("{}")
+        wanted = {
+            "IDENTREE_LDAP_ENABLED": "true",
+            "IDENTREE_LDAP_BASE_DN": "dc=example,dc=com",
+            "IDENTREE_AUDIT_SYSLOG_URL": "tcp://127.0.0.1:601",
+            "IDENTREE_WEBHOOK_SECRET": "service-webhook-0123456789abcdef",
+            "IDENTREE_NOTIFICATION_CONFIG_FILE": str(directory.path / "channels.json"),
+        }
+        absent = str(directory.path / "none.json")
+        for environ, count in ((wanted, 4), ({"IDENTREE_NOTIFICATION_CONFIG_FILE": absent}, 0)):
+            lines: list[str] = []
+            log = Logger(observer=lambda event, lines=lines: lines.append(formatEvent(event)))  # type: ignore[misc]
+            _say_what_is_missing(load({**directory.environ, **environ}, read=no_files), log)
+            self.assertEqual(len(lines), count, lines)
 
 
 class RunTests(TestCase):
