@@ -18,6 +18,8 @@ disable_created_metrics()
 CHALLENGE_BUCKETS = (5, 10, 15, 30, 45, 60, 90, 120)
 EXCHANGE_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 15)
 DELIVERY_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 15, 30)
+SEARCH_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1, 5)
+REFRESH_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1)
 
 
@@ -75,6 +77,46 @@ class Metrics:
         for base in ("people", "groups", "sudoers", "root"):
             self.ldap_queries.labels(base)
         self.ldap_bind_failures = counter("identree_ldap_bind_failures_total", "Failed LDAP binds.")
+        self.ldap_results = counter(
+            "identree_ldap_results_total", "LDAP answers by operation and result code.", ("operation", "code")
+        )
+        self.ldap_entries = counter("identree_ldap_entries_total", "Entries sent in answers to LDAP searches.")
+        self.ldap_search = Histogram(
+            "identree_ldap_search_duration_seconds",
+            "From a decoded LDAP search to the end of its answer.",
+            buckets=SEARCH_BUCKETS,
+            registry=registry,
+        )
+        self.ldap_memo_hits = counter("identree_ldap_memo_hits_total", "LDAP searches answered from the reply memo.")
+        self.ldap_connections = gauge("identree_ldap_connections", "Open LDAP connections.")
+        self.ldap_connections_limit = gauge("identree_ldap_connections_limit", "Bound of identree_ldap_connections.")
+        self.ldap_refused = counter(
+            "identree_ldap_connections_refused_total", "LDAP connections refused or cut, by reason.", ("reason",)
+        )
+        self.ldap_throttled = counter(
+            "identree_ldap_binds_throttled_total", "LDAP binds refused unseen after too many failures."
+        )
+        self.directory_entries = gauge("identree_directory_entries", "Entries that are served.", ("kind",))
+        for kind in ("person", "group", "role"):
+            self.directory_entries.labels(kind)
+        self.directory_withheld = gauge(
+            "identree_directory_withheld", "People, groups and rules that are not served, or only in part.", ("kind",)
+        )
+        for kind in ("person", "group", "role"):
+            self.directory_withheld.labels(kind)
+        self.directory_age = gauge(
+            "identree_directory_age_seconds", "Time since the served directory was last confirmed by its source."
+        )
+        self.directory_usn = gauge("identree_directory_change_number", "The entryUSN of the latest change.")
+        self.directory_refused = counter(
+            "identree_directory_refused_total", "Refreshes refused because too many people would vanish."
+        )
+        self.directory_refresh = Histogram(
+            "identree_directory_refresh_duration_seconds",
+            "One refresh, from the first request to the source to serving the result.",
+            buckets=REFRESH_BUCKETS,
+            registry=registry,
+        )
         self.notifications = counter("identree_notifications_total", "Notifications.", ("status", "channel"))
         self.notification_delivery = Histogram(
             "identree_notification_delivery_duration_seconds",
@@ -90,6 +132,12 @@ class Metrics:
         self.mtls_ca_expires = gauge("identree_mtls_ca_expires_in_seconds", "Remaining life of the mTLS CA.")
         self.mtls_cert_expires = gauge(
             "identree_mtls_cert_expires_in_seconds", "Remaining life of client certificates.", ("hostname",)
+        )
+        self.certificates_issued = counter(
+            "identree_mtls_certificates_issued_total", "Client certificates issued to hosts."
+        )
+        self.provision_refused = counter(
+            "identree_provision_refused_total", "Refused requests for provisioning, by status.", ("status",)
         )
         self.waiters = gauge("identree_held_requests", "Host requests held until their challenge is decided.")
         self.waiters_limit = gauge("identree_held_requests_limit", "Bound of identree_held_requests.")

@@ -102,6 +102,20 @@ class BreakGlassOverride(Event):
     kind: ClassVar[str] = "break_glass_policy_override"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateIssued(Event):
+    """``username`` and ``hostname`` are the host's name, ``code`` the serial number: lower-case hex, no leading zeros."""
+
+    kind: ClassVar[str] = "certificate_issued"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SudoRuleModified(Event):
+    """``username`` and ``actor`` are the admin's name, ``hostname`` the rule's group."""
+
+    kind: ClassVar[str] = "sudo_rule_modified"
+
+
 KINDS: dict[str, type[Event]] = {
     kind.kind: kind
     for kind in (
@@ -118,5 +132,7 @@ KINDS: dict[str, type[Event]] = {
         UserLoggedIn,
         UserSignedOut,
         BreakGlassOverride,
+        CertificateIssued,
+        SudoRuleModified,
     )
 }

@@ -562,6 +562,110 @@ _s(
     live=YES,
 )
 
+_s(
+    "LDAP_TLS_CLIENT_AUTH",
+    CHOICE,
+    "required",
+    "Whether LDAPS and StartTLS clients must show a certificate of the CA: required or optional. With optional, LDAPS "
+    "opens without a CA too, and whoever shows none must bind with a password.",
+    "optional",
+    choices=("required", "optional"),
+)
+_s(
+    "LDAP_SCHEMA",
+    CHOICE,
+    "rfc2307",
+    "How groups name their members: rfc2307 (memberUid, what sssd expects by default), or rfc2307bis (member DNs, with "
+    "memberOf on people).",
+    "rfc2307bis",
+    choices=("rfc2307", "rfc2307bis"),
+)
+_s(
+    "LDAP_NESTED_GROUPS",
+    BOOL,
+    False,
+    "Let a group's claim memberGroups name other groups whose people are members too.",
+    "true",
+)
+_s(
+    "LDAP_HOST_VIEWS",
+    BOOL,
+    False,
+    "Show a host that has bound as itself only the people and sudo rules that concern it.",
+    "true",
+)
+_s(
+    "LDAP_MAX_SHRINK",
+    INT,
+    30,
+    "A refresh that would lose more than this share of the people, in percent, is refused until an administrator "
+    "accepts it; 100 accepts everything.",
+    "30",
+    minimum=0,
+    maximum=100,
+    bounds="0 to 100",
+)
+_s(
+    "LDAP_MAX_CONNECTIONS",
+    INT,
+    20_000,
+    "LDAP connections at a time, on both listeners together.",
+    "20000",
+    minimum=1,
+    maximum=1_000_000,
+    bounds="1 to 1000000",
+)
+_s(
+    "LDAP_MAX_CONNECTIONS_PER_ADDRESS",
+    INT,
+    1024,
+    "LDAP connections of one address at a time.",
+    "1024",
+    minimum=1,
+    maximum=1_000_000,
+    bounds="1 to 1000000",
+)
+_s(
+    "LDAP_IDLE_TIMEOUT",
+    DURATION,
+    20 * MINUTE,
+    "An LDAP connection without a request for this long is closed. sssd itself closes its own after 15 minutes.",
+    "20m",
+    minimum=MINUTE,
+    maximum=24 * HOUR,
+    bounds="1m to 24h",
+)
+_s(
+    "LDAP_SIZE_LIMIT",
+    INT,
+    0,
+    "Most entries in one LDAP answer; 0 means as many as there are.",
+    "10000",
+    minimum=0,
+    maximum=10_000_000,
+    bounds="0 to 10000000",
+)
+_s(
+    "LDAP_TIME_LIMIT",
+    DURATION,
+    60 * SECOND,
+    "Longest time of one LDAP search.",
+    "60s",
+    minimum=SECOND,
+    maximum=HOUR,
+    bounds="1s to 1h",
+)
+_s(
+    "LDAP_REPLY_MEMO",
+    SIZE,
+    32 << 20,
+    "Memory for answers to LDAP searches that are repeated; 0 keeps none.",
+    "32MB",
+    minimum=0,
+    maximum=1 << 30,
+    bounds="0 to 1GB",
+)
+
 _group = "Client certificates (mTLS)"
 _s(
     "MTLS_CA_CERT",
@@ -599,6 +703,24 @@ _s(
 _s("MTLS_VAULT_ADDR", URL, "", "Vault's address.", "https://vault.example.com:8200")
 _secret("MTLS_VAULT_TOKEN", "Vault token that may sign.", "the token that Vault shows")
 _s("MTLS_VAULT_KEY_NAME", TEXT, "", "Name of the key in Vault's transit engine.", "identree-ca")
+_s("MTLS_VAULT_MOUNT", TEXT, "transit", "Where Vault's transit engine is mounted.", "transit")
+_s("MTLS_VAULT_NAMESPACE", TEXT, "", "Vault namespace, where the server has them.", "platform/identree")
+_s(
+    "MTLS_CRL_FILE",
+    PATH,
+    "",
+    "Certificate revocation list (PEM), signed by the CA; followed while identree runs. Without it, removing a host from "
+    "the registry is what revokes its certificate.",
+    "/config/mtls-ca.crl",
+)
+_s(
+    "MTLS_STRICT_PROVISION",
+    BOOL,
+    False,
+    "A host whose last certificate is still valid gets another one only when it shows that certificate or its own "
+    "secret; the shared secret alone no longer does.",
+    "true",
+)
 
 _group = "Database and files"
 _s(

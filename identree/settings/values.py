@@ -92,6 +92,17 @@ class Settings:
     ldap_provision_enabled: bool
     ldap_external_url: str
     ldap_tls_ca_cert: str
+    ldap_tls_client_auth: str
+    ldap_schema: str
+    ldap_nested_groups: bool
+    ldap_host_views: bool
+    ldap_max_shrink: int
+    ldap_max_connections: int
+    ldap_max_connections_per_address: int
+    ldap_idle_timeout: timedelta
+    ldap_size_limit: int
+    ldap_time_limit: timedelta
+    ldap_reply_memo: int
 
     # Client certificates (mTLS)
     mtls_ca_cert: str
@@ -101,6 +112,10 @@ class Settings:
     mtls_vault_addr: str
     mtls_vault_token: str
     mtls_vault_key_name: str
+    mtls_vault_mount: str
+    mtls_vault_namespace: str
+    mtls_crl_file: str
+    mtls_strict_provision: bool
 
     # Database and files
     database_driver: str
