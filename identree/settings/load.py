@@ -400,10 +400,29 @@ class _Loading:
             warn(f"{PREFIX}OIDC_INSECURE_SKIP_VERIFY is on: the provider's certificate is not verified.")
         if values["POCKETID_API_KEY"] and not values["WEBHOOK_SECRET"]:
             warn(f"{PREFIX}WEBHOOK_SECRET is not set: PocketID's webhook is refused.")
+        if values["LDAP_ENABLED"]:
+            self._warn_of_directory()
         if values["ESCROW_BACKEND"] == "local" and not values["ESCROW_HKDF_SALT"]:
             warn(f"{PREFIX}ESCROW_HKDF_SALT is not set: the fixed salt of old versions is used.")
         if self._mtls and not (values["TLS_CERT_FILE"] and values["TLS_KEY_FILE"]):
             warn("mTLS is on, but identree does not serve TLS itself: client certificates can never arrive.")
+
+    def _warn_of_directory(self) -> None:
+        values, warn = self._values, self._warnings.append
+        if values["LDAP_ALLOW_ANONYMOUS"]:
+            warn(f"{PREFIX}LDAP_ALLOW_ANONYMOUS is on: everybody who reaches the LDAP port can list the directory.")
+        elif not (values["LDAP_BIND_DN"] or values["LDAP_PROVISION_ENABLED"]):
+            warn(
+                f"nobody can bind to the directory: set {PREFIX}LDAP_BIND_DN and {PREFIX}LDAP_BIND_PASSWORD, or "
+                f"{PREFIX}LDAP_PROVISION_ENABLED, or turn {PREFIX}LDAP_ENABLED off."
+            )
+        if values["LDAP_SUDO_NO_AUTHENTICATE"] == "true":
+            warn(
+                f"{PREFIX}LDAP_SUDO_NO_AUTHENTICATE is true: every sudo rule says !authenticate, so nobody is asked "
+                "for an approval."
+            )
+        if values["LDAP_UID_BASE"] == values["LDAP_GID_BASE"] and self._sources["LDAP_UID_BASE"] != DEFAULT:
+            warn(f"{PREFIX}LDAP_UID_BASE and {PREFIX}LDAP_GID_BASE are equal: a uid and an unrelated gid can be equal.")
 
     def _check_names(self) -> None:
         """Warn of names that mean nothing here, with the nearest that does."""

@@ -423,8 +423,9 @@ _s(
     "LDAP_TLS_LISTEN_ADDR",
     Kind.LISTEN,
     ":636",
-    "Where LDAPS listens, when there are a certificate and a CA for clients.",
+    "Where LDAPS listens, when there are a certificate and a CA for clients. Set to nothing, it stays closed.",
     ":636",
+    blank_counts=True,
 )
 _s(
     "LDAP_BASE_DN",
@@ -519,7 +520,7 @@ _s(
     "LDAP_SUDO_NO_AUTHENTICATE",
     CHOICE,
     "false",
-    "Whether sudo rules say !authenticate: never, always, or as a person's claims say.",
+    "Whether sudo rules say !authenticate: never, always, or as a group's claims say.",
     "claims",
     toml="ldap.sudo_no_authenticate",
     live=YES,
@@ -709,8 +710,8 @@ _s(
     "MTLS_CRL_FILE",
     PATH,
     "",
-    "Certificate revocation list (PEM), signed by the CA; followed while identree runs. Without it, removing a host from "
-    "the registry is what revokes its certificate.",
+    "Certificate revocation list (PEM), signed by the CA; followed while identree runs. Without it, removing a host "
+    "from the registry is what revokes its certificate.",
     "/config/mtls-ca.crl",
 )
 _s(

@@ -43,7 +43,21 @@ class MinimumTests(SynchronousTestCase):
 
     def test_quiet(self) -> None:
         """A good configuration has no warnings."""
-        self.assertEqual(loaded(ADMIN_GROUPS="admins", SESSION_SECRET="s" * 32).warnings, ())
+        account = {"LDAP_BIND_DN": "cn=readonly,dc=example,dc=com", "LDAP_BIND_PASSWORD": "read only"}
+        self.assertEqual(loaded(ADMIN_GROUPS="admins", SESSION_SECRET="s" * 32, **account).warnings, ())
+
+    def test_directory_warnings(self) -> None:
+        """A directory that nobody or everybody can read, and sudo rules that skip the approval, are said at start."""
+        for variables, said in (
+            ({}, "nobody can bind"),
+            ({"LDAP_ALLOW_ANONYMOUS": "true"}, "LDAP_ALLOW_ANONYMOUS is on"),
+            ({"LDAP_SUDO_NO_AUTHENTICATE": "true"}, "LDAP_SUDO_NO_AUTHENTICATE is true"),
+            ({"LDAP_UID_BASE": "300000", "LDAP_GID_BASE": "300000"}, "are equal"),
+        ):
+            warnings = loaded(ADMIN_GROUPS="admins", SESSION_SECRET="s" * 32, **variables).warnings
+            self.assertTrue(any(said in warning for warning in warnings), (said, warnings))
+            off = loaded(ADMIN_GROUPS="admins", SESSION_SECRET="s" * 32, LDAP_ENABLED="false", **variables).warnings
+            self.assertEqual(off, ())
 
     def test_postgres(self) -> None:
         """PostgreSQL under its names, with its number of connections."""
