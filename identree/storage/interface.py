@@ -10,7 +10,7 @@ then. All instants are aware UTC; the database keeps whole seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -21,6 +21,11 @@ from identree.core.events import Event
 # Called in one transaction with the challenge as it is and the owner's revocation time (None: never revoked).
 # Must be pure: it may run in another thread, and again when the database asks for a repetition.
 Change = Callable[[Challenge, "datetime | None"], Step]
+
+
+# Rows of one call: a few milliseconds of work, so that challenges are not held up behind a large import.
+MOST_IDS = 500
+MOST_PIECES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +111,71 @@ class GraceChange:
     events: tuple[Event, ...] = ()
     history: tuple[HistoryEntry, ...] = ()
     live: tuple[Live, ...] = ()
+
+
+class Conflict(Exception):
+    """Somebody else, usually another replica, has written since it was read. Nothing was done: read again, repeat."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PosixCounter:
+    """
+    :ivar next_number: what the next newcomer gets, unless that number must not be used.
+    :ivar revision: grows by one with every transaction that adds ids of this kind.
+    """
+
+    next_number: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PosixId:
+    """
+    :ivar source_id: PocketID's id of a person or a group.
+    :ivar revision: the counter's, that the row came with.
+    """
+
+    source_id: str
+    number: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectoryState:
+    """
+    The directory that is published.
+
+    :ivar version: grows by one with each publication.
+    :ivar usn: the greatest change number ever shown.
+    :ivar manifest: names the pieces; its form is the application's business.
+    :ivar fetched_at: when the source last confirmed it; None: never, as in bridge mode.
+    :ivar refusal: a smaller directory that waits for acceptance, in a form that is the application's business; or
+        empty.
+    """
+
+    version: int
+    usn: int
+    manifest: str
+    fetched_at: datetime | None
+    published_at: datetime
+    people: int = 0
+    groups: int = 0
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostCertificate:
+    """
+    The last client certificate that a host was given.
+
+    :ivar hostname: normalised.
+    :ivar serial: lower-case hex without leading zeros.
+    """
+
+    hostname: str
+    serial: str
+    issued_at: datetime
+    expires_at: datetime
 
 
 class Store(Protocol):
@@ -210,6 +280,95 @@ class Store(Protocol):
 
     async def append_history(self, entries: Sequence[HistoryEntry]) -> None: ...
 
+    # -- POSIX ids ----------------------------------------------------------------------------------------------------
+    async def posix_counter(self, kind: str) -> PosixCounter | None:
+        """
+        Read it before the ids: what is added in between then makes :meth:`add_posix_ids` fail, never collide.
+
+        :param kind: ``uid`` or ``gid``.
+        :returns: None when no id of this kind was ever given.
+        """
+
+    async def posix_ids(self, kind: str, after: tuple[int, int], limit: int = 2000) -> list[PosixId]:
+        """
+        A page of what there is, in the order of writing.
+
+        :param after: revision and number of the last one that is known; (0, 0) begins.
+        """
+
+    async def add_posix_ids(self, kind: str, ids: Sequence[tuple[str, int]], seen: int, next_number: int) -> int:
+        """
+        Give these numbers to these source ids for ever, and move the counter to ``next_number`` unless it is further.
+
+        :param ids: source id and number, at most :data:`MOST_IDS`; none of them has an id of this kind already, and no
+            number is anybody's.
+        :param seen: the counter's revision by which the caller knows that; 0: there is no counter.
+        :returns: the new revision.
+        :raise Conflict: the counter has moved.
+        """
+
+    # -- the directory ------------------------------------------------------------------------------------------------
+    async def directory(self) -> DirectoryState | None:
+        """None: nothing was ever published."""
+
+    async def directory_pieces(self, names: Sequence[str]) -> dict[str, str]:
+        """At most :data:`MOST_PIECES` of them; without those that do not exist (any more)."""
+
+    async def save_directory_pieces(self, pieces: Mapping[str, str], now: datetime) -> None:
+        """
+        Have them in the database for the next hour at least; and for good once a publication names them.
+
+        :param pieces: base64 text by the name that its content gives it; at most :data:`MOST_PIECES`.
+        """
+
+    async def publish_directory(self, state: DirectoryState, seen: int) -> None:
+        """
+        Make it the directory; the other replicas are told.
+
+        :param seen: the version that it follows; 0: the first.
+        :raise Conflict: another version was published since.
+        """
+
+    async def confirm_directory(self, version: int, fetched_at: datetime) -> None:
+        """
+        The source has confirmed this version: it is as fresh as that, and no refusal waits. Never sets it back.
+
+        :raise Conflict: another version was published since.
+        """
+
+    async def refuse_directory(self, version: int, refusal: str) -> None:
+        """Let all replicas show what waits for acceptance; does nothing when another version was published since."""
+
+    async def drop_directory_pieces(self, keep: Sequence[str], version: int, now: datetime) -> int:
+        """
+        One bounded batch of old pieces that ``version`` does not need.
+
+        :param keep: names that ``version`` needs; all else that nobody wanted for an hour goes.
+        :returns: how many were dropped; 0 also when another version was published since.
+        """
+
+    # -- certificates of hosts ----------------------------------------------------------------------------------------
+    async def record_certificate(self, certificate: HostCertificate, event: Event, *, force: bool) -> bool:
+        """
+        Remember it as the host's last one, with the event. Certificates that ended long ago are forgotten on the way.
+
+        :param force: whatever the host has; otherwise only if it has none that is still valid.
+        :returns: False: it has one, and nothing was done.
+        """
+
+    async def host_certificate(self, hostname: str) -> HostCertificate | None:
+        """:param hostname: normalised."""
+
+    async def host_certificates(self, limit: int = 1000) -> list[HostCertificate]:
+        """Those that end first, also the ones that have ended."""
+
+    async def forget_certificate(self, hostname: str) -> bool:
+        """
+        Whether there was one to forget. It stays valid.
+
+        :param hostname: normalised.
+        """
+
     # -- operations ---------------------------------------------------------------------------------------------------
     async def counts(self, now: datetime) -> Counts: ...
 
@@ -221,6 +380,6 @@ class Store(Protocol):
         Be told, on the reactor, of every committed :class:`Live`, of this process and of other replicas, once.
         After a lost connection to the other replicas an event ``resync`` with an empty username says: read again; an
         event ``revoked`` (username may be empty) says that another replica revoked browser sessions: read the
-        :class:`Revocations` again.
+        :class:`Revocations` again; an event ``directory_published`` that another replica published a directory.
         Returns the function that ends it.
         """

@@ -42,6 +42,7 @@ from identree.core.challenge import Live
 from identree.core.errors import StorageUnavailable
 from identree.storage import migrate, outbox
 from identree.storage.bus import RESYNC, Bus
+from identree.storage.directory import PUBLISHED
 from identree.storage.jobs import BUDGET_SECONDS, MOST_OUTSTANDING, Job, has_events, wake_ups
 from identree.storage.outbox import LOG, Chain, Publisher
 from identree.storage.script import Do, Effects, MakeScript, Owner, OwnerOf, Row, Script, T, Taken
@@ -121,7 +122,7 @@ _LIBPQ = frozenset(
     tcp_user_timeout replication gssencmode sslmode requiressl sslnegotiation sslcompression sslcert sslkey sslpassword
     sslcertmode sslrootcert sslcrl sslcrldir sslsni requirepeer ssl_min_protocol_version ssl_max_protocol_version
     krbsrvname gsslib gssdelegation service target_session_attrs load_balance_hosts
-    """.split()  # noqa: SIM905 - a list to be read
+    """.split()
 )
 _PAIR = re.compile(r"\s*([A-Za-z_]+)\s*=\s*('(?:[^'\\]|\\.)*'|[^\s']\S*|)")
 
@@ -976,6 +977,8 @@ class PostgresDriver:
         elif channel == CLUSTER and body.get("type") in ("revoke_nonce", "revoke_admin"):
             user = body.get("username", "")
             self._bus.deliver((Live(event="revoked", username=user if isinstance(user, str) else ""),))
+        elif channel == CLUSTER and body.get("type") == PUBLISHED:
+            self._bus.deliver((Live(event=PUBLISHED, username=""),))
 
     def _notified_long(self, channel: str, text: str | None) -> None:
         # a message about a message would never end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 
@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from identree.core.challenge import Challenge, GraceSession, HistoryEntry, Live, Step
 from identree.core.errors import StorageUnavailable
 from identree.core.events import Event
-from identree.storage import challenges, grace, history, logins, operations, outbox
+from identree.storage import certificates, challenges, directory, grace, history, logins, operations, outbox
 from identree.storage.bus import Bus
 from identree.storage.challenges import Headroom
 from identree.storage.interface import (
@@ -19,9 +19,13 @@ from identree.storage.interface import (
     Caps,
     Change,
     Counts,
+    DirectoryState,
     GraceChange,
+    HostCertificate,
     Login,
     Opening,
+    PosixCounter,
+    PosixId,
     Revocations,
 )
 from identree.storage.operations import Retention
@@ -198,6 +202,51 @@ class SqlStore:
 
     async def append_history(self, entries: Sequence[HistoryEntry]) -> None:
         await self._driver.write(lambda: history.append(entries))
+
+    # -- POSIX ids ----------------------------------------------------------------------------------------------------
+    async def posix_counter(self, kind: str) -> PosixCounter | None:
+        return await self._driver.read(lambda: directory.counter(kind))
+
+    async def posix_ids(self, kind: str, after: tuple[int, int], limit: int = 2000) -> list[PosixId]:
+        return await self._driver.read(lambda: directory.ids(kind, after, _bounded(limit)))
+
+    async def add_posix_ids(self, kind: str, ids: Sequence[tuple[str, int]], seen: int, next_number: int) -> int:
+        return await self._driver.write(lambda: directory.add_ids(kind, ids, seen, next_number))
+
+    # -- the directory ------------------------------------------------------------------------------------------------
+    async def directory(self) -> DirectoryState | None:
+        return await self._driver.read(directory.state)
+
+    async def directory_pieces(self, names: Sequence[str]) -> dict[str, str]:
+        return await self._driver.read(lambda: directory.pieces(names))
+
+    async def save_directory_pieces(self, pieces: Mapping[str, str], now: datetime) -> None:
+        await self._driver.write(lambda: directory.save_pieces(pieces, now))
+
+    async def publish_directory(self, state: DirectoryState, seen: int) -> None:
+        await self._driver.write(lambda: directory.publish(state, seen))
+
+    async def confirm_directory(self, version: int, fetched_at: datetime) -> None:
+        await self._driver.write(lambda: directory.confirm(version, fetched_at))
+
+    async def refuse_directory(self, version: int, refusal: str) -> None:
+        await self._driver.write(lambda: directory.refuse(version, refusal))
+
+    async def drop_directory_pieces(self, keep: Sequence[str], version: int, now: datetime) -> int:
+        return await self._driver.write(lambda: directory.drop_pieces(keep, version, now))
+
+    # -- certificates of hosts ----------------------------------------------------------------------------------------
+    async def record_certificate(self, certificate: HostCertificate, event: Event, *, force: bool) -> bool:
+        return await self._recording(lambda: certificates.record(certificate, event, force=force))
+
+    async def host_certificate(self, hostname: str) -> HostCertificate | None:
+        return await self._driver.read(lambda: certificates.one(hostname))
+
+    async def host_certificates(self, limit: int = 1000) -> list[HostCertificate]:
+        return await self._driver.read(lambda: certificates.soonest(_bounded(limit)))
+
+    async def forget_certificate(self, hostname: str) -> bool:
+        return await self._driver.write(lambda: certificates.forget(hostname))
 
     # -- operations ---------------------------------------------------------------------------------------------------
     async def counts(self, now: datetime) -> Counts:

@@ -13,6 +13,8 @@ from twisted.trial.unittest import TestCase
 
 from identree.storage.opening import open_store
 from identree.storage.store import SqlStore
+from tests.contracts.certificates import CertificateContract
+from tests.contracts.directory import DirectoryContract
 from tests.contracts.store import StoreContract
 from tests.fakes import MemoryLog, memory_store
 from tests.postgres import cluster
@@ -20,7 +22,7 @@ from tests.postgres import cluster
 INSTANCES = ["0123456789abcdef", "1123456789abcdef", "2123456789abcdef"]
 
 
-class MemoryStoreTests(StoreContract, TestCase):
+class MemoryStoreTests(StoreContract, DirectoryContract, CertificateContract, TestCase):
     """Everybody's fake."""
 
     def setUp(self) -> None:
@@ -39,7 +41,7 @@ class MemoryStoreTests(StoreContract, TestCase):
         return self._open(**{"instance": "0123456789abcdef", "log": self.log, **options})
 
 
-class _ServedTests(StoreContract):
+class _ServedTests(StoreContract, DirectoryContract, CertificateContract):
     """A server's store, with threads or connections."""
 
     driver: str
