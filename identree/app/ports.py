@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from identree.directory.source import Source
+
 # The wall clock: aware UTC. What must survive a clock step uses Monotonic instead.
 Now = Callable[[], datetime]
 # Seconds on a clock that never steps.
@@ -45,4 +47,56 @@ class IdentityProvider(Protocol):
 
         :raise LoginFailed: with the page's message key and status.
         :raise ProviderUnavailable: it does not answer.
+        """
+
+
+class SourceUnavailable(Exception):
+    """
+    The source of people and groups cannot be read now; a later attempt may succeed. Nothing of a half-read source is
+    ever given out.
+
+    :ivar retry_after: seconds that the source asked us to wait, from its answer to a rate limit; 0 when it did not.
+    """
+
+    def __init__(self, reason: str, *, retry_after: float = 0.0) -> None:
+        """:param reason: for people: fit for one line of a page or the log, and without secrets."""
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class SourceRefused(Exception):
+    """The source will not answer us as we are configured (a bad API key, a wrong address): trying soon is no use."""
+
+    def __init__(self, reason: str) -> None:
+        """:param reason: for people: what an operator must change; without secrets."""
+        super().__init__(reason)
+        self.reason = reason
+
+
+class PeopleSource(Protocol):
+    """Where people and groups come from (spec/ldap section 9)."""
+
+    async def fetch(self) -> Source:
+        """
+        Everything, as it is now; whole or not at all. Safe to cancel.
+
+        :raise SourceUnavailable: try again later.
+        :raise SourceRefused: an operator has to do something first.
+        """
+
+
+class SigningFailed(Exception):
+    """The CA's key signed nothing; a later attempt may succeed. The message is for the log, and without secrets."""
+
+
+class SigningKey(Protocol):
+    """The CA's private key, where another program holds it (spec/ldap section 8.5)."""
+
+    async def sign(self, digest: bytes, hash_name: str) -> bytes:
+        """
+        :param digest: of what is to be signed.
+        :param hash_name: ``sha256``, ``sha384`` or ``sha512``, what the digest was made with.
+        :returns: the signature as it stands in a certificate: DER for ECDSA, PKCS #1 v1.5 for RSA.
+        :raise SigningFailed: no usable answer.
         """

@@ -17,13 +17,17 @@ from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, ResponseDone
+from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool, ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
 CONNECT_SECONDS = 5.0
+# A connection that nobody uses is kept this long: within a run of requests, not until the next one.
+KEPT_SECONDS = 15
+# Too Many Requests and Service Unavailable.
+_MAY_SAY_WHEN = (429, 503)
 
 
 class Unanswered(Exception):
@@ -36,8 +40,11 @@ class Nonsense(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """:ivar retry_after: the header of this name as it came (RFC 9110 section 10.2.3), empty when there was none."""
+
     status: int
     body: bytes
+    retry_after: str = ""
 
 
 class Fetch:
@@ -108,7 +115,9 @@ class Fetch:
         )
         body = _Body(limit)
         response.deliverBody(body)
-        return Answer(response.code, await body.whole)
+        status = response.code
+        asked = response.headers.getRawHeaders(b"retry-after", [b""])[0] if status in _MAY_SAY_WHEN else b""
+        return Answer(status, await body.whole, asked.decode("latin-1"))
 
 
 class _Body(Protocol):
@@ -178,14 +187,27 @@ def _described(e: BaseException) -> str:
 
 
 # -- the client for real connections ----------------------------------------------------------------------------------
-def build_http_client(reactor: Any, insecure: bool = False) -> HTTPClient:
+def build_http_client(reactor: Any, insecure: bool = False, pool: HTTPConnectionPool | None = None) -> HTTPClient:
     """
-    A treq client with connection limits. It keeps no connection open and reads no proxy variables.
+    A treq client with connection limits. It reads no proxy variables, and keeps no connection open but in ``pool``.
 
     :param insecure: certificates are not verified (``IDENTREE_OIDC_INSECURE_SKIP_VERIFY``).
     """
     policy: Any = _Unverified() if insecure else BrowserLikePolicyForHTTPS()
-    return HTTPClient(_Uncompressed(Agent(reactor, policy, connectTimeout=CONNECT_SECONDS)))
+    return HTTPClient(_Uncompressed(Agent(reactor, policy, connectTimeout=CONNECT_SECONDS, pool=pool)))
+
+
+def build_pool(reactor: Any, connections: int) -> HTTPConnectionPool:
+    """
+    Keeps connections open for a run of requests to one server. Whoever made it closes it with
+    ``closeCachedConnections``.
+
+    :param connections: that are kept while they are not in use.
+    """
+    pool = HTTPConnectionPool(reactor, persistent=True)
+    pool.maxPersistentPerHost = connections
+    pool.cachedConnectionTimeout = KEPT_SECONDS
+    return pool
 
 
 @implementer(IAgent)

@@ -27,6 +27,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from identree.core import tokens
+from identree.demo.pocketid import DemoPocketID
 
 LOOPBACK = "127.0.0.1"
 CODE_SECONDS = 60
@@ -86,6 +87,7 @@ class DemoProvider:
 
     :param issuer: its own address, as :meth:`listen` will serve it.
     :param users: names and their groups.
+    :param pocketid: served as ``/api``; its people are the users here.
     :param auto: an authorization request with ``login_hint=NAME`` and ``auto=1`` is answered at once, without a click;
         for scripted tests.
     :raise ValueError: the issuer or a redirect URI is not on loopback.
@@ -101,6 +103,7 @@ class DemoProvider:
         redirect_uris: Sequence[str],
         users: Mapping[str, Sequence[str]] = USERS,
         now: Callable[[], datetime],
+        pocketid: DemoPocketID | None = None,
         auto: bool = False,
     ) -> None:
         self.issuer = loopback_url(issuer)
@@ -109,6 +112,7 @@ class DemoProvider:
         self.users = users
         self.now = now
         self.auto = auto
+        self._pocketid = pocketid
         self._client_secret = client_secret
         self._reactor = reactor
         self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -141,6 +145,8 @@ class DemoProvider:
         root.putChild(b"userinfo", _UserInfo(self))
         root.putChild(b"end_session", _EndSession(self))
         root.putChild(b"demo.css", _Style())
+        if self._pocketid is not None:
+            root.putChild(b"api", self._pocketid.resource())
         return root
 
     # -- what it says -------------------------------------------------------------------------------------------------

@@ -18,13 +18,16 @@ CLIENT_ID = "identree-demo"
 ADMIN_GROUP = "admins"
 HTTP_PORT = 8090
 PROVIDER_PORT = 8091
+LDAP_PORT = 8389
+BASE_DN = "dc=demo,dc=invalid"
 
 _USAGE = f"""\
-usage: identree demo [--agent FILE] [--port PORT] [--provider-port PORT]
+usage: identree demo [--agent FILE] [--port PORT] [--provider-port PORT] [--ldap-port PORT]
 
   --agent FILE           the agent, for the command that plays a host (build/identree.pyz)
   --port PORT            where identree listens on {LOOPBACK} ({HTTP_PORT})
   --provider-port PORT   where the demo's identity provider listens on {LOOPBACK} ({PROVIDER_PORT})
+  --ldap-port PORT       where the directory listens on {LOOPBACK} ({LDAP_PORT})
 """
 
 # Settings whose default is a path in /config, and the file's name in the demo's directory.
@@ -42,8 +45,8 @@ _FILES = {
     "TOML_CONFIG_FILE": "identree.toml",
 }
 # Settings that say where something listens or is reached; in the demo all of them stay on this machine.
-_LISTENING = ("LISTEN_ADDR",)
-_URLS = ("EXTERNAL_URL", "OIDC_ISSUER_URL", "OIDC_ISSUER_PUBLIC_URL", "INSTALL_URL")
+_LISTENING = ("LISTEN_ADDR", "LDAP_LISTEN_ADDR")
+_URLS = ("EXTERNAL_URL", "OIDC_ISSUER_URL", "OIDC_ISSUER_PUBLIC_URL", "POCKETID_API_URL", "INSTALL_URL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,7 @@ class DemoOptions:
     agent: Path | None = None
     http_port: int = HTTP_PORT
     provider_port: int = PROVIDER_PORT
+    ldap_port: int = LDAP_PORT
 
 
 def parse_arguments(arguments: Sequence[str]) -> DemoOptions:
@@ -65,7 +69,7 @@ def parse_arguments(arguments: Sequence[str]) -> DemoOptions:
     words = list(arguments)
     while words:
         name, joined, value = words.pop(0).partition("=")
-        if name not in ("--agent", "--port", "--provider-port"):
+        if name not in ("--agent", "--port", "--provider-port", "--ldap-port"):
             raise ValueError(f"{name!r} is unknown\n{_USAGE}")
         if not joined:
             if not words:
@@ -76,9 +80,10 @@ def parse_arguments(arguments: Sequence[str]) -> DemoOptions:
         agent=Path(given["--agent"]) if "--agent" in given else None,
         http_port=_port(given.get("--port"), HTTP_PORT),
         provider_port=_port(given.get("--provider-port"), PROVIDER_PORT),
+        ldap_port=_port(given.get("--ldap-port"), LDAP_PORT),
     )
-    if options.http_port == options.provider_port:
-        raise ValueError("identree and its identity provider need two different ports")
+    if len({options.http_port, options.provider_port, options.ldap_port}) < 3:
+        raise ValueError("identree, its identity provider and its directory need three different ports")
     return options
 
 
@@ -90,7 +95,7 @@ def _port(text: str | None, default: int) -> int:
     return int(text)
 
 
-def demo_settings(directory: Path, http_port: int, provider_port: int) -> dict[str, str]:
+def demo_settings(directory: Path, http_port: int, provider_port: int, ldap_port: int = LDAP_PORT) -> dict[str, str]:
     """
     The environment of a demo server. Everything that it writes is in ``directory``; the secrets are new each time.
     Browsers must use the addresses as they stand here: a cookie for 127.0.0.1 is none for localhost.
@@ -104,7 +109,14 @@ def demo_settings(directory: Path, http_port: int, provider_port: int) -> dict[s
         "SHARED_SECRET": secrets.token_hex(32),
         "SESSION_SECRET": secrets.token_hex(32),
         "ADMIN_GROUPS": ADMIN_GROUP,
-        "LDAP_ENABLED": "false",
+        "POCKETID_API_URL": f"http://{LOOPBACK}:{provider_port}",
+        "POCKETID_API_KEY": secrets.token_hex(32),
+        "WEBHOOK_SECRET": secrets.token_hex(32),
+        "LDAP_LISTEN_ADDR": f"{LOOPBACK}:{ldap_port}",
+        "LDAP_TLS_LISTEN_ADDR": "",
+        "LDAP_BASE_DN": BASE_DN,
+        # invented people, shown to this machine only
+        "LDAP_ALLOW_ANONYMOUS": "true",
         "DATABASE_DRIVER": "sqlite",
         "AUDIT_LOG": f"file:{directory / 'audit.log'}",
         **{name: str(directory / file) for name, file in _FILES.items()},
@@ -131,8 +143,8 @@ def refuse_non_loopback(settings: Mapping[str, str]) -> None:
                 loopback_url(url)
             except ValueError as e:
                 raise ValueError(f"IDENTREE_{name}: {e}") from None
-    if settings.get("IDENTREE_LDAP_ENABLED") != "false":
-        raise ValueError("IDENTREE_LDAP_ENABLED must be false in the demo")
+    if settings.get("IDENTREE_LDAP_TLS_LISTEN_ADDR") != "":
+        raise ValueError("IDENTREE_LDAP_TLS_LISTEN_ADDR must be empty in the demo")
 
 
 def write_host_config(directory: Path, server_url: str, secret: str) -> Path:

@@ -30,7 +30,9 @@ class SettingsTests(SynchronousTestCase):
             ("EXTERNAL_URL", "https://sudo.example"),
             ("OIDC_ISSUER_URL", "https://id.example"),
             ("OIDC_ISSUER_PUBLIC_URL", "http://10.1.2.3"),
-            ("LDAP_ENABLED", "true"),
+            ("LDAP_LISTEN_ADDR", ":389"),
+            ("LDAP_TLS_LISTEN_ADDR", ":636"),
+            ("POCKETID_API_URL", "https://id.example"),
         ):
             with self.assertRaisesRegex(ValueError, f"IDENTREE_{name}"):
                 refuse_non_loopback({**self.settings, f"IDENTREE_{name}": value})
@@ -51,11 +53,11 @@ class SettingsTests(SynchronousTestCase):
 
     def test_secrets(self) -> None:
         """Secrets are long, different from each other, and new each time."""
-        names = ("SHARED_SECRET", "SESSION_SECRET", "OIDC_CLIENT_SECRET")
+        names = ("SHARED_SECRET", "SESSION_SECRET", "OIDC_CLIENT_SECRET", "POCKETID_API_KEY", "WEBHOOK_SECRET")
         again = demo_settings(Path("/tmp/demo"), 8090, 8091)
         made = {values[f"IDENTREE_{name}"] for values in (self.settings, again) for name in names}
         self.assertEqual({len(secret) for secret in made}, {64})
-        self.assertEqual(len(made), 6)
+        self.assertEqual(len(made), 10)
 
 
 class HostTests(SynchronousTestCase):
@@ -83,8 +85,8 @@ class ArgumentTests(SynchronousTestCase):
 
     def test_all(self) -> None:
         """Values may be joined or apart."""
-        options = parse_arguments(["--agent", "a.pyz", "--port=1234", "--provider-port", "1235"])
-        self.assertEqual(options, DemoOptions(agent=Path("a.pyz"), http_port=1234, provider_port=1235))
+        options = parse_arguments(["--agent", "a.pyz", "--port=1234", "--provider-port", "1235", "--ldap-port=1236"])
+        self.assertEqual(options, DemoOptions(agent=Path("a.pyz"), http_port=1234, provider_port=1235, ldap_port=1236))
 
     def test_mistakes(self) -> None:
         """Mistakes are named."""
@@ -95,7 +97,8 @@ class ArgumentTests(SynchronousTestCase):
             (["--port", "65536"], "no port"),
             (["--port", "x"], "no port"),
             (["--port", "9" * 50], "no port"),
-            (["--port", "8091"], "two different ports"),
+            (["--port", "8091"], "three different ports"),
+            (["--port", "8389"], "three different ports"),
         ):
             with self.assertRaisesRegex(ValueError, what):
                 parse_arguments(arguments)
