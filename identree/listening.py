@@ -1,52 +1,120 @@
 """
-Where the web server listens: plain, or TLS from certificate and key files (spec/http-api section 2.1), and what to tell
-an operator when it cannot.
+Where the servers listen: plain, or TLS from certificate and key files (spec/http-api section 2.1, spec/ldap section
+8.1), and what to tell an operator when one cannot.
 """
 
 from __future__ import annotations
 
-import re
 import socket
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from OpenSSL import crypto
-from OpenSSL.SSL import Error as SSLError
 from twisted.application import strports
 from twisted.application.service import IService
 from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.error import CannotListenError
-from twisted.internet.ssl import CertificateOptions, TLSVersion
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
+from identree.app.authority import Authority, InThread, trusted
+from identree.app.ports import Monotonic, Now
+from identree.app.provision import serves_ldaps
 from identree.core.errors import StorageUnavailable
+from identree.ldap.tls import ClientAuth, ServerTLS, TLSFiles
 from identree.settings.values import Settings
 
-# A chain with key, in bytes; nothing larger is one.
-PEM_BYTES = 1 << 20
 
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-
-
-def listener(settings: Settings, site: Any, reactor: Any) -> IService:
+def listener(settings: Settings, site: Any, reactor: Any, tls: ServerTLS | None = None) -> IService:
     """
     A service that accepts connections for ``site``; a busy port stops its start.
 
-    :raise ValueError: certificate or key cannot be used; the text names the setting and what to do.
+    :param tls: what :func:`web_tls` returns; None serves plain HTTP.
     """
-    factory = site
-    if settings.tls_cert_file:
-        options = certificate_options(settings.tls_cert_file, settings.tls_key_file)
-        factory = TLSMemoryBIOFactory(options, False, site, reactor)
-    service: IService = strports.service(endpoint(settings), factory, reactor)
+    if settings.serves_tls and tls is None:
+        raise ValueError("there are certificate files, but nothing to make TLS connections from")
+    return listening(settings.listen_addr, settings.listen_backlog, site, reactor, tls)
+
+
+def listening(address: str, backlog: int, factory: Any, reactor: Any, tls: ServerTLS | None = None) -> IService:
+    """
+    A service that accepts connections for ``factory``, of LDAP as of HTTP; a busy port stops its start.
+
+    :param address: ``host:port``, where the host may be empty.
+    """
+    wrapped = factory if tls is None else TLSMemoryBIOFactory(tls, False, factory, reactor)
+    service: IService = strports.service(endpoint(address, backlog), wrapped, reactor)
     return service
 
 
-def endpoint(settings: Settings) -> str:
-    """The listen address as a Twisted endpoint description."""
-    host, _, port = settings.listen_addr.rpartition(":")
+def web_tls(
+    settings: Settings, authority: Authority | None, *, in_thread: InThread, now: Now, monotonic: Monotonic
+) -> ServerTLS | None:
+    """
+    What HTTPS connections are made from; None when identree does not serve TLS itself. With mTLS, hosts may show a
+    certificate of our CA: browsers need none, but a bad one is refused.
+
+    :raise ValueError: certificate or key cannot be used; the text names the setting and what to do.
+    """
+    if not settings.serves_tls:
+        return None
+    return ServerTLS(
+        "HTTPS",
+        TLSFiles(
+            certificate=settings.tls_cert_file,
+            key=settings.tls_key_file,
+            crl=settings.mtls_crl_file if authority else "",
+        ),
+        client_auth=ClientAuth.OPTIONAL if authority else ClientAuth.NONE,
+        authorities=(lambda: authority.certificates) if authority else tuple,
+        protocols=(b"http/1.1",),
+        in_thread=in_thread,
+        now=now,
+        monotonic=monotonic,
+    )
+
+
+def ldap_tls(
+    settings: Settings,
+    authority: Authority | None,
+    *,
+    refused: Callable[[str], None],
+    in_thread: InThread,
+    now: Now,
+    monotonic: Monotonic,
+) -> ServerTLS | None:
+    """
+    What LDAPS and StartTLS connections are made from; None when there is no certificate, or no CA while clients must
+    show a certificate: then there is neither LDAPS nor StartTLS. Clients' certificates must be of the CA that
+    ``IDENTREE_LDAP_TLS_CA_CERT`` names, or of our own.
+
+    :param refused: told the reason of each refused handshake.
+    :raise ValueError: a file or text cannot be used; it names the setting and what to do.
+    """
+    named = trusted(settings.ldap_tls_ca_cert) if settings.ldap_tls_ca_cert else None
+    if not serves_ldaps(settings):
+        return None
+    text = named.certificates if named and not named.path else ()
+    return ServerTLS(
+        "LDAPS",
+        TLSFiles(
+            certificate=settings.tls_cert_file,
+            key=settings.tls_key_file,
+            ca=named.path if named else "",
+            crl=settings.mtls_crl_file if authority or named else "",
+        ),
+        client_auth=ClientAuth(settings.ldap_tls_client_auth),
+        authorities=lambda: (*(authority.certificates if authority else ()), *text),
+        refused=refused,
+        in_thread=in_thread,
+        now=now,
+        monotonic=monotonic,
+    )
+
+
+def endpoint(address: str, backlog: int) -> str:
+    """A listen address as a Twisted endpoint description."""
+    host, _, port = address.rpartition(":")
     interface = quoteStringArgument(host.strip("[]") or every_address())
-    return f"tcp:{port}:backlog={settings.listen_backlog}:interface={interface}"
+    return f"tcp:{port}:backlog={backlog}:interface={interface}"
 
 
 def every_address() -> str:
@@ -58,38 +126,12 @@ def every_address() -> str:
         return "0.0.0.0"  # noqa: S104 - an empty host in the setting asks for it
 
 
-def certificate_options(certificate_file: str, key_file: str) -> CertificateOptions:
+def remedy(problem: BaseException | None, setting: str = "IDENTREE_LISTEN_ADDR") -> str:
     """
-    TLS 1.2 and later, with the whole chain that the certificate file holds, leaf first.
+    A start that failed, in words that say what to do.
 
-    :raise ValueError: a file cannot be read, holds no PEM, or the key is another certificate's.
+    :param setting: the one that names the address.
     """
-    certificates = [
-        _parsed(crypto.load_certificate, found, "IDENTREE_TLS_CERT_FILE", certificate_file)
-        for found in _CERTIFICATE.findall(_read("IDENTREE_TLS_CERT_FILE", certificate_file))
-    ]
-    if not certificates:
-        raise ValueError(_unusable("IDENTREE_TLS_CERT_FILE", certificate_file, "certificate"))
-    raw_key = _read("IDENTREE_TLS_KEY_FILE", key_file)
-    key = _parsed(_load_key, raw_key, "IDENTREE_TLS_KEY_FILE", key_file)
-    options = CertificateOptions(
-        privateKey=key,
-        certificate=certificates[0],
-        extraCertChain=certificates[1:],
-        raiseMinimumTo=TLSVersion.TLSv1_2,
-    )
-    try:
-        # now, not at the first connection
-        options.getContext()
-    except SSLError:
-        raise ValueError(
-            f"IDENTREE_TLS_KEY_FILE: {key_file} is not the key of the first certificate in {certificate_file}"
-        ) from None
-    return options
-
-
-def remedy(problem: BaseException | None) -> str:
-    """A start that failed, in words that say what to do."""
     if isinstance(problem, CannotListenError):
         advice = (
             "A port below 1024 needs the capability CAP_NET_BIND_SERVICE; give it,"
@@ -97,7 +139,7 @@ def remedy(problem: BaseException | None) -> str:
             else "End what uses the address,"
         )
         address = f"{problem.interface or '*'}:{problem.port}"
-        return f"cannot listen on {address}: {_cause(problem)}. {advice} or set IDENTREE_LISTEN_ADDR"
+        return f"cannot listen on {address}: {_cause(problem)}. {advice} or set {setting}"
     if isinstance(problem, StorageUnavailable):
         return (
             f"the database cannot be used ({problem}). Check IDENTREE_DATABASE_DSN: the server or directory that it "
@@ -109,31 +151,3 @@ def remedy(problem: BaseException | None) -> str:
 def _cause(problem: CannotListenError) -> str:
     error = problem.socketError
     return getattr(error, "strerror", None) or str(error)
-
-
-def _load_key(kind: int, raw: bytes) -> crypto.PKey:
-    # an empty passphrase: never ask a terminal
-    return crypto.load_privatekey(kind, raw, passphrase=b"")
-
-
-def _parsed(load: Any, raw: bytes, setting: str, name: str) -> Any:
-    try:
-        return load(crypto.FILETYPE_PEM, raw)
-    except (crypto.Error, ValueError, TypeError):
-        what = "certificate" if setting == "IDENTREE_TLS_CERT_FILE" else "unencrypted private key"
-        raise ValueError(_unusable(setting, name, what)) from None
-
-
-def _unusable(setting: str, name: str, what: str) -> str:
-    return f"{setting}: {name} holds no {what} in PEM form"
-
-
-def _read(setting: str, name: str) -> bytes:
-    try:
-        with Path(name).open("rb") as file:
-            return file.read(PEM_BYTES)
-    except OSError as problem:
-        raise ValueError(
-            f"{setting}: {name} cannot be read ({problem.strerror}); it must exist and be readable for the user that "
-            "identree runs as"
-        ) from None

@@ -1,5 +1,8 @@
 """The web server's listener, and what an operator reads when the start fails."""
 
+import contextlib
+import http.client
+import json
 import os
 import socket
 import ssl
@@ -17,14 +20,17 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from twisted.internet import reactor as real_reactor
+from twisted.internet.defer import execute
 from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from identree.core.errors import StorageUnavailable
-from identree.listening import certificate_options, remedy
+from identree.ldap.tls import ServerTLS, server_certificate
+from identree.listening import endpoint, ldap_tls, remedy, web_tls
 from identree.service import build
 from identree.settings.load import load, no_files
+from identree.settings.values import Settings
 from tests.e2e.server import free_port
 
 
@@ -52,7 +58,7 @@ class CertificateTests(SynchronousTestCase):
         self.files = Authority(Path(directory.name))
 
     def refused(self, certificate: Path, key: Path) -> str:
-        return str(self.assertRaises(ValueError, certificate_options, str(certificate), str(key)))
+        return str(self.assertRaises(ValueError, server_certificate, str(certificate), str(key)))
 
     def test_missing(self) -> None:
         """A file that is not there is named, with its setting."""
@@ -67,6 +73,70 @@ class CertificateTests(SynchronousTestCase):
     def test_other_key(self) -> None:
         """A key of another certificate is noticed at the start, not at the first connection."""
         self.assertIn("is not the key of", self.refused(self.files.certificate, self.files.other_key))
+
+
+class ContextTests(SynchronousTestCase):
+    """Which settings give TLS to which listener."""
+
+    def setUp(self) -> None:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = Path(directory.name)
+        self.files = Authority(self.path)
+        self.pem = self.files.root.public_bytes(Encoding.PEM).decode()
+
+    def settings(self, *, tls: bool = True, **more: str) -> Settings:
+        environment = {
+            **_environment(self.path, 1),
+            **{f"IDENTREE_{name}": value for name, value in more.items()},
+        }
+        if tls:
+            environment["IDENTREE_TLS_CERT_FILE"] = str(self.files.certificate)
+            environment["IDENTREE_TLS_KEY_FILE"] = str(self.files.key)
+        return load(environment, read=no_files)
+
+    def ldap(self, *, tls: bool = True, **more: str) -> ServerTLS | None:
+        settings = self.settings(tls=tls, **more)
+        return ldap_tls(settings, None, refused=lambda reason: None, **self.clocks())
+
+    def web(self, *, tls: bool = True, **more: str) -> ServerTLS | None:
+        return web_tls(self.settings(tls=tls, **more), None, **self.clocks())
+
+    def clocks(self) -> dict[str, Any]:
+        return {"in_thread": execute, "now": lambda: datetime.now(UTC), "monotonic": lambda: 0.0}
+
+    def test_web(self) -> None:
+        """HTTPS needs the pair and nothing else."""
+        self.assertIsNotNone(self.web())
+        self.assertIsNone(self.web(tls=False))
+
+    def test_ldap_without_ca(self) -> None:
+        """LDAPS stays closed while no client could be let in."""
+        self.assertIsNone(self.ldap())
+        self.assertIsNotNone(self.ldap(LDAP_TLS_CLIENT_AUTH="optional"))
+
+    def test_ldap_with_ca(self) -> None:
+        """The CA of clients as a path or as text; without a certificate of our own there is no LDAPS all the same."""
+        path = self.path / "ca.pem"
+        path.write_text(self.pem)
+        for value in (str(path), self.pem):
+            self.assertIsNotNone(self.ldap(LDAP_TLS_CA_CERT=value))
+            self.assertIsNone(self.ldap(tls=False, LDAP_TLS_CA_CERT=value))
+
+    def test_unusable_ca(self) -> None:
+        """What is neither a path nor PEM stops the start, LDAPS or not."""
+        for tls in (True, False):
+            said = str(self.assertRaises(ValueError, self.ldap, tls=tls, LDAP_TLS_CA_CERT="/none.pem"))
+            self.assertIn("IDENTREE_LDAP_TLS_CA_CERT: /none.pem cannot be read", said)
+
+    def test_endpoint(self) -> None:
+        """Addresses of every form."""
+        for address, wanted in (
+            ("127.0.0.1:389", "tcp:389:backlog=7:interface=127.0.0.1"),
+            ("[::1]:636", "tcp:636:backlog=7:interface=\\:\\:1"),
+        ):
+            self.assertEqual(endpoint(address, 7), wanted)
+        self.assertTrue(endpoint(":389", 7).startswith("tcp:389:backlog=7:interface="))
 
 
 class TLSTests(TestCase):
@@ -133,6 +203,88 @@ class TLSTests(TestCase):
                     return channel.recv(64)
                 except ConnectionResetError:
                     return b""
+
+
+class MutualTLSTests(TestCase):
+    """A server with a CA of its own, from the first start: a host is provisioned, and lives on its certificate."""
+
+    def setUp(self) -> None:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = Path(directory.name)
+        self.files = Authority(self.path)
+        self.port = free_port()
+        self.environment = {
+            **_environment(self.path, self.port),
+            "IDENTREE_TLS_CERT_FILE": str(self.files.certificate),
+            "IDENTREE_TLS_KEY_FILE": str(self.files.key),
+            "IDENTREE_MTLS_CA_CERT": str(self.path / "mtls-ca.crt"),
+            "IDENTREE_MTLS_CA_KEY": str(self.path / "mtls-ca.key"),
+            "IDENTREE_LDAP_PROVISION_ENABLED": "true",
+            "IDENTREE_LDAP_BASE_DN": "dc=example,dc=com",
+        }
+
+    async def start(self) -> None:
+        server = build(load(self.environment, read=no_files), real_reactor, give_up=lambda problem: None)
+        server.startService()
+        self.addCleanup(server.stopService)
+        await server.started
+
+    def ask(
+        self, method: str, path: str, *, body: str = "", certificate: Path | None = None, **headers: str
+    ) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of an answer."""
+        context = ssl.create_default_context(cadata=self.files.root.public_bytes(Encoding.PEM).decode())
+        if certificate is not None:
+            context.load_cert_chain(certificate)
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=10)
+        with contextlib.closing(connection):
+            sent = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body or None, sent)
+            response = connection.getresponse()
+            raw = response.read()
+        return response.status, json.loads(raw) if raw.startswith(b"{") else {}
+
+    async def provision(self, **more: Any) -> tuple[int, dict[str, Any]]:
+        return await deferToThread(self.ask, "GET", "/api/client/provision", X_Hostname="web1", **more)
+
+    async def challenge(self, **more: Any) -> int:
+        body = '{"username": "alice", "hostname": "elsewhere"}'
+        status, _ = await deferToThread(
+            self.ask, "POST", "/api/challenge", body=body, Content_Type="application/json", **more
+        )
+        return status
+
+    async def test_life_of_a_host(self) -> None:
+        """The shared secret gets the first certificate; the certificate opens challenges and renews itself."""
+        await self.start()
+        secret = self.environment["IDENTREE_SHARED_SECRET"]
+        self.assertEqual((await self.provision())[0], 401)
+        status, answer = await self.provision(X_Shared_Secret=secret)
+        self.assertEqual(status, 200)
+        pair = self.path / "client.pem"
+        pair.write_text(answer["client_cert"] + answer["client_key"])
+        self.assertEqual(await self.challenge(X_Shared_Secret=secret), 401)
+        self.assertEqual(await self.challenge(certificate=pair), 201)
+        status, renewed = await self.provision(certificate=pair)
+        self.assertEqual(status, 200)
+        self.assertNotEqual(renewed["cert_serial"], answer["cert_serial"])
+        self.assertEqual(renewed["ca_cert"], (self.path / "mtls-ca.crt").read_text())
+        _, health = await deferToThread(self.ask, "GET", "/healthz")
+        self.assertEqual(health["checks"]["mtls_certs"], "ok")
+
+    async def test_openssl(self) -> None:
+        """The openssl command sees which CA is asked for, and that a certificate of another one is refused."""
+        await self.start()
+        stranger = self.path / "stranger.pem"
+        certificate, key = _issue("127.0.0.2", None, None)
+        stranger.write_bytes(certificate.public_bytes(Encoding.PEM) + _pem(key))
+        command = ["openssl", "s_client", "-connect", f"127.0.0.1:{self.port}", "-tls1_2"]
+        run = {"input": "", "capture_output": True, "text": True, "timeout": 60}
+        plain = await deferToThread(subprocess.run, command, **run)
+        self.assertIn("Acceptable client certificate CA names\nO = identree, CN = identree mTLS CA\n", plain.stdout)
+        refused = await deferToThread(subprocess.run, [*command, "-cert", str(stranger), "-key", str(stranger)], **run)
+        self.assertIn("alert unknown ca", refused.stderr)
 
 
 class RemedyTests(SynchronousTestCase):

@@ -41,6 +41,7 @@ class Hosts:
     :param shared_secret: the global one; empty when none is configured, which then never matches.
     :param registry: the host registry as it is now.
     :param throttle: failed authentications per address.
+    :param certificate_required: with mTLS on, only a client certificate opens a challenge.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Hosts:
         monotonic: Monotonic,
         journal: Journal,
         metrics: Metrics,
+        certificate_required: bool = False,
     ) -> None:
         self._shared_secret = shared_secret
         self._registry = registry
@@ -59,9 +61,18 @@ class Hosts:
         self._monotonic = monotonic
         self._journal = journal
         self._metrics = metrics
+        self._certificate_required = certificate_required
 
     def is_global(self, credential: Credential) -> bool:
         return bool(self._shared_secret) and bool(credential.secret) and same(credential.secret, self._shared_secret)
+
+    def certified(self, name: str) -> bool:
+        """Whether a client certificate of this name counts: an enabled registry must know the host."""
+        registry = self._registry()
+        if registry.enabled and registry.entry(name) is None:
+            self._journal.warn("MTLS_REJECTED hostname not registered", hostname=name)
+            return False
+        return True
 
     def known(self, credential: Credential) -> bool:
         """The *API secret* of the contract: a certificate, the global secret, or any registered host's secret."""
@@ -102,6 +113,15 @@ class Hosts:
         registry = self._registry()
         if credential.certificate:
             hostname = credential.certificate
+        elif self._certificate_required:
+            self._journal.warn(
+                "AUTH_FAILURE",
+                reason="mTLS: no client certificate",
+                remote_addr=address,
+                host=hostname,
+                user=username,
+            )
+            raise self._failed(address)
         elif self.is_global(credential):
             if registry.enabled and not hostname:
                 self._journal.warn(

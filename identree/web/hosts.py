@@ -23,8 +23,8 @@ from identree.web import replies
 from identree.web.reading import (
     Addresses,
     BadJSON,
+    Credentials,
     body,
-    credential,
     is_json,
     json_object,
     json_string,
@@ -87,14 +87,26 @@ class HostAnswers:
 
 
 class HostRoutes:
-    """:param clock: times the slowness of refusals."""
+    """
+    :param clock: times the slowness of refusals.
+    :param credentials: reads what hosts present; by default without client certificates.
+    """
 
-    def __init__(self, *, challenges: Challenges, hosts: Hosts, addresses: Addresses, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        *,
+        challenges: Challenges,
+        hosts: Hosts,
+        addresses: Addresses,
+        clock: IReactorTime,
+        credentials: Credentials | None = None,
+    ) -> None:
         self.answers = HostAnswers()
         self._challenges = challenges
         self._hosts = hosts
         self._addresses = addresses
         self._clock = clock
+        self._credentials = credentials or Credentials()
 
     # -- POST /api/challenge ------------------------------------------------------------------------------------------
     async def create(self, request: IRequest) -> bytes:
@@ -114,7 +126,7 @@ class HostRoutes:
 
     async def _create(self, request: IRequest) -> Opened | None:
         """None for a wrong content type."""
-        presented, address = credential(request), self._addresses.of(request)
+        presented, address = self._credentials.of(request), self._addresses.of(request)
         self._hosts.admit(presented, address)
         if not is_json(request):
             return None
@@ -135,7 +147,7 @@ class HostRoutes:
 
     # -- GET and DELETE /api/challenge/{id} ---------------------------------------------------------------------------
     async def challenge(self, request: IRequest) -> bytes:
-        presented, address = credential(request), self._addresses.of(request)
+        presented, address = self._credentials.of(request), self._addresses.of(request)
         self._hosts.admit(presented, address)
         id = self._id(request, presented, address)
         parameters = query(request)
@@ -159,7 +171,7 @@ class HostRoutes:
 
     # -- GET /api/grace-status ----------------------------------------------------------------------------------------
     async def grace_status(self, request: IRequest) -> bytes:
-        presented, address = credential(request), self._addresses.of(request)
+        presented, address = self._credentials.of(request), self._addresses.of(request)
         self._hosts.admit(presented, address)
         self._hosts.authenticate(presented, address, "GET /api/grace-status")
         parameters = query(request)

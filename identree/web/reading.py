@@ -174,9 +174,30 @@ def cookie(request: IRequest, name: str) -> str:
     return ""
 
 
-def credential(request: IRequest) -> Credential:
-    """What a host presents: the first ``X-Shared-Secret``, as bytes."""
-    return Credential(secret=first_header(request, b"X-Shared-Secret"))
+class Credentials:
+    """
+    What hosts present: the first ``X-Shared-Secret``, as bytes, and their client certificate.
+
+    :param certificate_name: the verified name in the client certificate of a connection, from its transport; empty when
+        there is none.
+    :param accepts: whether a certificate of this name counts; what does not is no certificate (spec/http-api section
+        5).
+    """
+
+    def __init__(
+        self,
+        certificate_name: Callable[[Any], str] = lambda transport: "",
+        accepts: Callable[[str], bool] = lambda name: True,
+    ) -> None:
+        self._certificate_name = certificate_name
+        self._accepts = accepts
+
+    def of(self, request: IRequest) -> Credential:
+        channel = getattr(request, "channel", None)
+        name = self._certificate_name(getattr(channel, "transport", None))
+        return Credential(
+            secret=first_header(request, b"X-Shared-Secret"), certificate=name if name and self._accepts(name) else ""
+        )
 
 
 def wants_json(request: IRequest) -> bool:
