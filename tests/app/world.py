@@ -75,7 +75,9 @@ class World:
         self.keys = Keys.from_secrets(shared=SECRET, session="", hmac="")
         self.metrics = Metrics(CollectorRegistry(), "test")
         self.log: list[tuple[str, dict[str, object]]] = []
-        journal = Journal(Logger(observer=lambda event: self.log.append((event["message"], dict(event["attributes"])))))
+        self.journal = journal = Journal(
+            Logger(observer=lambda event: self.log.append((event["message"], dict(event["attributes"]))))
+        )
         self._numbers = count(1)
         self.hosts = Hosts(
             shared_secret=SECRET.encode(),
