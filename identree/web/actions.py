@@ -13,51 +13,18 @@ from dataclasses import dataclass, field
 from twisted.web.iweb import IRequest
 
 from identree.app.decisions import Decisions, Outcome
-from identree.app.people import Caller, People
+from identree.app.people import People
 from identree.app.rules import Rules
 from identree.core import names
 from identree.core.challenge import UNKNOWN_HOST
-from identree.core.errors import Invalid, SessionExpired
-from identree.web.reading import Addresses, form, wants_json
+from identree.web.forms import Forms
+from identree.web.reading import Addresses, wants_json
 from identree.web.replies import see_other, send_json
 from identree.web.router import CardAnswers, Cards, Router
 from identree.web.sessions import BrowserSessions, Flash, flash_item
 
 # The value of ``from`` that a decision on the dashboard itself sends: the row is shown again, highlighted.
 INLINE = "inline"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
-    """An accepted form: who sent it, its fields, where from."""
-
-    caller: Caller
-    fields: Mapping[str, str]
-    address: str
-
-    def get(self, name: str) -> str:
-        return self.fields.get(name, "")
-
-    @property
-    def back(self) -> str:
-        """Where the form's page is; a local path."""
-        return names.local_path(self.get("from"))
-
-    def hostname(self) -> str:
-        """:raise Invalid: missing or malformed."""
-        text = self.get("hostname")
-        if not text:
-            raise Invalid("hostname", key="missing_fields")
-        return "" if text == UNKNOWN_HOST else names.hostname(text)
-
-    def owner(self) -> str:
-        """
-        Whose sessions an admin means; empty for nobody in particular. Others mean themselves, whatever they sent.
-
-        :raise Invalid: malformed; guessing whom it meant could hit everybody.
-        """
-        text = self.get("session_username")
-        return names.username(text) if text and self.caller.is_admin else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,15 +56,14 @@ class ActionRoutes:
     ) -> None:
         self.answers = CardAnswers(cards)
         self._decisions = decisions
-        self._people = people
+        self._forms = Forms(people=people, sessions=sessions, addresses=addresses)
         self._sessions = sessions
-        self._addresses = addresses
         self._rules = rules
 
     # -- challenges ---------------------------------------------------------------------------------------------------
     @router.route("/api/challenges/approve", methods=["POST"])
     async def approve(self, request: IRequest) -> bytes:
-        sent = await self._accepted(request)
+        sent = await self._forms.accepted(request)
         id = names.challenge_id(sent.get("challenge_id"))
         outcome = await self._decisions.approve(
             sent.caller, id, reason=names.decision_reason(sent.get("reason")), address=sent.address
@@ -116,13 +82,13 @@ class ActionRoutes:
 
     @router.route("/api/challenges/approve-all", methods=["POST"])
     async def approve_all(self, request: IRequest) -> bytes:
-        sent = await self._accepted(request)
+        sent = await self._forms.accepted(request)
         outcomes = await self._decisions.approve_all(sent.caller, address=sent.address)
         return self._answer(request, _counted("approved_all", len(outcomes)))
 
     @router.route("/api/challenges/reject", methods=["POST"])
     async def reject(self, request: IRequest) -> bytes:
-        sent = await self._accepted(request)
+        sent = await self._forms.accepted(request)
         id = names.challenge_id(sent.get("challenge_id"))
         outcome = await self._decisions.reject(
             sent.caller, id, reason=names.decision_reason(sent.get("deny_reason")), address=sent.address
@@ -132,7 +98,7 @@ class ActionRoutes:
 
     @router.route("/api/challenges/reject-all", methods=["POST"])
     async def reject_all(self, request: IRequest) -> bytes:
-        sent = await self._accepted(request)
+        sent = await self._forms.accepted(request)
         outcomes = await self._decisions.reject_all(
             sent.caller, reason=names.decision_reason(sent.get("deny_reason")), address=sent.address
         )
@@ -141,7 +107,7 @@ class ActionRoutes:
     # -- grace sessions -----------------------------------------------------------------------------------------------
     @router.route("/api/sessions/revoke", methods=["POST"])
     async def revoke(self, request: IRequest) -> bytes:
-        sent = await self._accepted(request)
+        sent = await self._forms.accepted(request)
         owner, hostname = sent.owner(), sent.hostname()
         owner = await self._decisions.revoke(sent.caller, hostname, owner=owner, address=sent.address)
         shown = hostname or UNKNOWN_HOST
@@ -149,14 +115,14 @@ class ActionRoutes:
 
     @router.route("/api/sessions/revoke-all", methods=["POST"])
     async def revoke_all(self, request: IRequest) -> bytes:
-        sent = await self._accepted(request)
+        sent = await self._forms.accepted(request)
         count = await self._decisions.revoke_all(sent.caller, owner=sent.owner(), address=sent.address)
         revoked = ("revoked_all", (str(count),))
         return self._answer(request, Done(flashes=(revoked,), location=sent.back, details={"count": count}))
 
     @router.route("/api/sessions/extend", methods=["POST"])
     async def extend(self, request: IRequest) -> bytes:
-        sent = await self._accepted(request)
+        sent = await self._forms.accepted(request)
         owner, hostname = sent.owner(), sent.hostname()
         session = await self._decisions.extend(
             sent.caller, hostname, seconds=_seconds(sent.get("duration")), owner=owner, address=sent.address
@@ -167,7 +133,7 @@ class ActionRoutes:
 
     @router.route("/api/sessions/extend-all", methods=["POST"])
     async def extend_all(self, request: IRequest) -> bytes:
-        sent = await self._accepted(request)
+        sent = await self._forms.accepted(request)
         count, until = await self._decisions.extend_all(sent.caller, owner=sent.owner(), address=sent.address)
         unix = int(until.timestamp())
         extended = ("extended_all", (str(count), str(unix)))
@@ -175,26 +141,6 @@ class ActionRoutes:
         return self._answer(request, Done(flashes=(extended,), location=sent.back, details=details))
 
     # -- inside -------------------------------------------------------------------------------------------------------
-    async def _accepted(self, request: IRequest) -> Form:
-        """
-        Form authentication: the checks of section 5, in their order. The session slides, also when the endpoint says
-        no later.
-
-        :raise Invalid, SessionExpired, FormExpired, BadCsrfToken, Throttled:
-        """
-        fields = form(request)
-        username, token, ts = (fields.get(name, "") for name in ("username", "csrf_token", "csrf_ts"))
-        if not (username and token and ts):
-            raise Invalid("username, csrf_token and csrf_ts", key="missing_fields")
-        names.username(username)
-        caller = await self._sessions.caller(request)
-        if caller.username != username:
-            raise SessionExpired
-        self._people.check_csrf(caller, token, ts)
-        self._people.accept_form(caller)
-        self._sessions.renew(request, caller)
-        return Form(caller=caller, fields=fields, address=self._addresses.of(request))
-
     def _answer(self, request: IRequest, done: Done) -> bytes:
         if wants_json(request):
             shown = ",".join(flash_item(flash) for flash in done.flashes)

@@ -63,14 +63,39 @@ class Shell:
     flashes: Sequence[Flash] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminPage:
+    """
+    A page in the menu of administrators.
+
+    :ivar name: message id of its word. :ivar icon: in ``icons.svg``.
+    :ivar key: leads there after ``g``. :ivar goes: message id of what that key does.
+    """
+
+    path: str
+    name: str
+    icon: str
+    key: str
+    goes: str
+
+
 class Renderer:
     """
     :param directory: has ``pages/``, ``static/`` and ``locale/``; by default the packaged one.
+    :param admin_pages: those that this server has, in the order of the menu.
     """
 
-    def __init__(self, *, now: Now, rules: Callable[[], Rules], directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        now: Now,
+        rules: Callable[[], Rules],
+        directory: Path | None = None,
+        admin_pages: Sequence[AdminPage] = (),
+    ) -> None:
         self._now = now
         self._rules = rules
+        self._admin_pages = tuple(admin_pages)
         directory = templates_directory() if directory is None else directory
         self.assets = Assets(directory / "static")
         self.catalogues = Catalogues(directory / "locale")
@@ -165,6 +190,7 @@ class Renderer:
             "banners": banners(shell.flashes, reading) if isinstance(shell, Shell) else (),
             "language": reading.language,
             "languages": LANGUAGES,
+            "admin_pages": self._admin_pages,
             "theme": theme if theme in _THEMES else "",
             "path": quote(request.path.decode("ascii", "replace"), safe="/"),
             "now": int(reading.now.timestamp()),

@@ -18,21 +18,28 @@ from identree.app.decisions import Decisions
 from identree.app.development import Development
 from identree.app.health import Health
 from identree.app.hosts import Hosts
+from identree.app.journal import Journal
 from identree.app.metrics import Metrics
 from identree.app.people import People
 from identree.app.ports import Monotonic, Now
+from identree.app.provision import Provisioning
 from identree.app.rules import Rules
 from identree.app.waiters import Waiters
 from identree.core.addresses import Network, is_trusted
 from identree.storage.interface import Store
+from identree.web import directory as directory_routes
 from identree.web import hosts as host_routes
 from identree.web import login as login_routes
 from identree.web.actions import ActionRoutes
+from identree.web.directory import DirectoryDesk, DirectoryRoutes
 from identree.web.events import EVENTS_PATH, EventStreams
+from identree.web.forms import Forms
+from identree.web.hooks import WEBHOOK_BODY_BYTES, WEBHOOK_PATH, HookRoutes
 from identree.web.login import DevelopmentRoutes, LoginRoutes
 from identree.web.operations import HEALTH_PATH, METRICS_PATH, OperationsRoutes
 from identree.web.pages import PageRoutes
-from identree.web.reading import Addresses, cut
+from identree.web.provision import ProvisionRoutes
+from identree.web.reading import Addresses, Credentials, cut
 from identree.web.render import Renderer
 from identree.web.replies import redirect, text
 from identree.web.router import Direct, Routes, not_found
@@ -59,6 +66,8 @@ class WebSettings(Protocol):
     def trusted_proxies(self) -> tuple[Network, ...]: ...
     @property
     def metrics_token(self) -> str: ...
+    @property
+    def webhook_secret(self) -> str: ...
     @property
     def dev_login(self) -> bool: ...
     @property
@@ -210,10 +219,19 @@ def build_site(
     now: Now,
     monotonic: Monotonic,
     development: Development | None = None,
+    journal: Journal | None = None,
+    credentials: Credentials | None = None,
+    provisioning: Provisioning | None = None,
+    directory: DirectoryDesk | None = None,
+    refresh_wanted: Callable[[], None] = lambda: None,
     token: Callable[[int], str] = secrets.token_hex,
 ) -> Front:
     """
     :param development: routed only when ``settings.dev_login``.
+    :param credentials: reads what hosts present; by default without client certificates.
+    :param provisioning: None: its endpoint does not exist.
+    :param directory: None: its pages do not exist.
+    :param refresh_wanted: what PocketID's webhook calls.
     :param token: returns n random bytes as hex.
     """
     addresses = Addresses(lambda: settings.trusted_proxies)
@@ -259,8 +277,36 @@ def build_site(
                 development=development, people=people, sessions=sessions, addresses=addresses, rules=rules
             )
         )
+    if directory is not None:
+        routes.append(
+            DirectoryRoutes(
+                desk=directory,
+                decisions=decisions,
+                forms=Forms(people=people, sessions=sessions, addresses=addresses),
+                sessions=sessions,
+                render=renderer,
+                rules=rules,
+                ends_at=people.session_ends_at,
+            )
+        )
+    presented = credentials or Credentials()
+    if provisioning is not None:
+        routes.append(
+            ProvisionRoutes(provisioning=provisioning, credentials=presented, addresses=addresses, metrics=metrics)
+        )
+    routes.append(
+        HookRoutes(
+            secret=settings.webhook_secret,
+            refresh_wanted=refresh_wanted,
+            addresses=addresses,
+            journal=journal or Journal(),
+            monotonic=monotonic,
+        )
+    )
     root = build_root(
-        hosts=host_routes.HostRoutes(challenges=challenges, hosts=hosts, addresses=addresses, clock=reactor),
+        hosts=host_routes.HostRoutes(
+            challenges=challenges, hosts=hosts, addresses=addresses, clock=reactor, credentials=presented
+        ),
         streams=streams,
         routes=routes,
         public_prefix=lambda: rules().prefix,
@@ -275,6 +321,9 @@ def build_site(
             b"/signout": login_routes.SIGN_OUT_BODY_BYTES,
             b"/dev/seed-session": login_routes.SEED_BODY_BYTES,
             b"/dev/seed-history": login_routes.SEED_BODY_BYTES,
+            WEBHOOK_PATH: WEBHOOK_BODY_BYTES,
+            directory_routes.ADD_PATH.encode(): directory_routes.RULE_BODY_BYTES,
+            directory_routes.UPDATE_PATH.encode(): directory_routes.RULE_BODY_BYTES,
         },
         max_connections=waiters.limit + settings.max_streams + SPARE_CONNECTIONS,
         max_per_address=settings.max_connections_per_address,

@@ -348,6 +348,34 @@ SENTENCES: Mapping[str, Message] = {
             "hyphens. Ask your administrator to change it there."
         ),
     ),
+    "not_found": Message(
+        N_("Not found"),
+        N_("There is nothing at this address. Check the link, or go back to the dashboard."),
+    ),
+    "hostname_not_registered": Message(
+        N_("The host is not registered"),
+        N_("Register it in the host registry, then try again."),
+    ),
+    "certificate_still_valid": Message(
+        N_("The host has a valid certificate"),
+        N_("It gets a new one when it shows that certificate or its own secret, or after an administrator's reset."),
+    ),
+    "sudo_rule_refused": Message(
+        N_("The rule was not saved"),
+        N_("Something in it cannot be served. Go back, correct what is marked, and save it again."),
+    ),
+    "sudo_rule_exists": Message(
+        N_("There is a rule for this group"),
+        N_("A group has one rule. Go back and edit that one."),
+    ),
+    "sudo_rule_missing": Message(
+        N_("No rule for this group"),
+        N_("Somebody may have deleted it. Go back to the sudo rules and look at the present ones."),
+    ),
+    "sudo_rules_unavailable": Message(
+        N_("The rules file cannot be used"),
+        N_("Nothing was changed. Look at the server's log, put the file right, and try again."),
+    ),
     "signed_out": Message(
         N_("You are signed out"),
         N_("Your sudo sessions have ended too. Close the browser if others use this computer."),

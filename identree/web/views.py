@@ -512,6 +512,20 @@ def _banner(code: str, arguments: list[str], reading: Reading) -> Banner | None:
             have=_number(second),
             need=_number(third),
         )
+    elif code == "sudo_added":
+        text = _("Added: the sudo rule of %(group)s.", group=first)
+    elif code == "sudo_updated":
+        text = _("Saved: the sudo rule of %(group)s.", group=first)
+    elif code == "sudo_deleted":
+        text = _("Deleted: the sudo rule of %(group)s.", group=first)
+    elif code == "directory_refreshed":
+        text = _("Refreshed: the directory is as its source has it now.")
+    elif code == "directory_refreshing":
+        return Banner(kind="calm", icon="clock", text=_("The refresh takes longer than usual. Look again in a minute."))
+    elif code == "directory_not_refreshed":
+        return Banner(kind="bad", icon="warning", text=_("The directory was not refreshed; the reason stands below."))
+    elif code == "directory_other_loss":
+        return Banner(kind="calm", icon="info", text=_("What waited for acceptance has changed. Look at it again."))
     elif code == "break_glass_override":
         text = _("Policy overridden: sudo for %(user)s on %(host)s is approved.", user=second, host=first)
     if not text:

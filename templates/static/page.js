@@ -235,8 +235,12 @@ document.addEventListener("keydown", (event) => {
   if (event.target.closest?.("input, textarea, select, dialog")) return;
   const afterG = now() - prefix < 1500;
   prefix = 0;
+  const search = find("[data-search]");
+  const place = afterG && all(".rail [data-go]").find((link) => link.dataset.go === event.key);
   if (event.key === "g") prefix = now();
   else if (afterG && event.key === "r") location.assign(url("/"));
+  else if (place) place.click();
+  else if (search && event.key === search.dataset.search) search.focus();
   else if (event.key === "?") shortcuts.showModal();
   else if (event.key === "j") go(1);
   else if (event.key === "k") go(-1);

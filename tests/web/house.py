@@ -6,7 +6,7 @@ wait: what tests of pages, and people who want to look at them, stand on.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from identree.core.hosts import HostRegistry
 from identree.core.limits import FailureThrottle, SlidingWindow
 from identree.core.policy import Policies
 from identree.storage.interface import BrowserSession
+from identree.web.directory import ADMIN_PAGES, DirectoryDesk
 from identree.web.render import Renderer
 from identree.web.root import build_site
 from tests.fakes import memory_store
@@ -69,6 +70,7 @@ class WebSettings:
     external_url: str = EXTERNAL_URL
     trusted_proxies: tuple[Network, ...] = ()
     metrics_token: str = ""
+    webhook_secret: str = ""
     dev_login: bool = False
     max_streams: int = 100
     max_streams_per_user: int = 10
@@ -79,6 +81,7 @@ class WebSettings:
 class House:
     """
     :ivar reactor: its clock is the time of everything; START is its zero. A real one runs by the wall clock.
+    :ivar directory: makes what administrators see of the directory; None: the server has no such pages.
     """
 
     rules: Rules = field(
@@ -90,6 +93,7 @@ class House:
     reactor: Any = None
     start: datetime = START
     trusted_proxies: tuple[Network, ...] = ()
+    directory: Callable[[House], DirectoryDesk] | None = None
 
     def __post_init__(self) -> None:
         real = self.reactor is not None
@@ -102,6 +106,7 @@ class House:
         self.keys = tokens.Keys.from_secrets(shared=SECRET, session="", hmac="")
         self.store = memory_store(genuine=lambda row: tokens.grace_valid(self.keys.grace, row))
         journal, metrics = Journal(), Metrics(CollectorRegistry(), "test")
+        self.journal = journal
         hosts = Hosts(
             shared_secret=SECRET.encode(),
             registry=HostRegistry.empty,
@@ -138,7 +143,10 @@ class House:
             form_limit=SlidingWindow(30, 60),
             **common,
         )
-        self.renderer = Renderer(now=self.now, rules=lambda: self.rules)
+        desk = None if self.directory is None else self.directory(self)
+        self.renderer = Renderer(
+            now=self.now, rules=lambda: self.rules, admin_pages=() if desk is None else ADMIN_PAGES
+        )
         self.front = build_site(
             reactor=clock,
             settings=WebSettings(external_url=self.rules.external_url, trusted_proxies=self.trusted_proxies),
@@ -154,6 +162,7 @@ class House:
             rules=lambda: self.rules,
             now=self.now,
             monotonic=clock.seconds,
+            directory=desk,
         )
         self.development = Development(store=self.store, keys=self.keys, rules=lambda: self.rules, now=self.now)
 
