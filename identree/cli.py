@@ -18,6 +18,10 @@ usage: identree COMMAND
   serve                  run the server (the same as: twistd -n identree)
   check-config           show every setting with its source, and all mistakes at once
   audit verify FILE...   check the hash chain of audit logs; names the first bad record
+  directory check        ask the running directory what sssd asks; show what came and how long it took
+  directory show NAME    explain a person or a group: ids, groups, keys, every sudo rule and why
+  certificates reset HOST
+                         strict provisioning: let the shared secret fetch one more certificate for a host
   healthcheck [URL]      ask a running server whether it is well (for container health checks)
   demo                   run a server with a built-in identity provider, on loopback, to look around
   setup, ...             commands of a managed host; identree setup --help
@@ -51,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "audit": _audit,
         "healthcheck": _healthcheck,
         "demo": _demo,
+        "directory": _directory,
+        "certificates": _certificates,
     }
     if command in ("--version", "-v", "version"):
         print(__version__)
@@ -105,6 +111,18 @@ def _audit(arguments: list[str]) -> int:
         print("usage: identree audit verify FILE...", file=sys.stderr)
         return 2
     return verify([Path(name) for name in arguments[1:]], sys.stdout)
+
+
+def _directory(arguments: list[str]) -> int:
+    from identree.directorycli import main as directory
+
+    return directory(arguments)
+
+
+def _certificates(arguments: list[str]) -> int:
+    from identree.directorycli import certificates
+
+    return certificates(arguments)
 
 
 def _healthcheck(arguments: list[str]) -> int:

@@ -45,15 +45,28 @@ from identree.app.statefiles import BadStateFile, StateFile
 from identree.app.waiters import Waiters
 from identree.clients.http import build_http_client
 from identree.clients.oidc import OIDCProvider
+from identree.clients.vault import RENEW_LOOK_SECONDS
 from identree.core import tokens
 from identree.core.audit import Sealed
 from identree.core.errors import SchemaTooNew, StorageUnavailable
 from identree.core.hosts import HostRegistry
 from identree.core.limits import FailureThrottle, SlidingWindow
 from identree.core.policy import Policies
-from identree.demo.provider import DemoProvider
+from identree.demo.pocketid import DemoPocketID, fill
+from identree.demo.provider import USERS, DemoProvider
 from identree.demo.run import DemoOptions, demo_settings, refuse_non_loopback, write_host_config
-from identree.listening import listener, remedy
+from identree.directoryparts import (
+    FOLLOW_TRUST_SECONDS,
+    MEASURE_SECONDS,
+    RECHECK_SECONDS,
+    Surroundings,
+    Trust,
+    build_directory,
+    build_provisioning,
+    build_trust,
+)
+from identree.ldap.tls import ServerTLS, peer_name
+from identree.listening import listener, remedy, web_tls
 from identree.serverlog import keep_standard_streams, observer
 from identree.settings.load import SettingsError, load, no_files
 from identree.settings.values import Settings
@@ -61,6 +74,8 @@ from identree.sinks.jsonl import JsonLog, SinkError, parse_target
 from identree.storage.opening import open_store
 from identree.storage.operations import Retention
 from identree.storage.store import SqlStore
+from identree.web.directory import ADMIN_PAGES
+from identree.web.reading import Credentials
 from identree.web.render import Renderer
 from identree.web.root import build_site
 
@@ -198,12 +213,16 @@ class Keeper(Service):
     Does something every ``seconds``, for as long as it runs; a failure is logged and does not end it.
 
     :param work: started only when the one before is over.
+    :param at_once: the first time when the service starts, not ``seconds`` later.
     """
 
     _log = Logger()
 
-    def __init__(self, name: str, seconds: float, work: Callable[[], Awaitable[object]], clock: Any) -> None:
+    def __init__(
+        self, name: str, seconds: float, work: Callable[[], Awaitable[object]], clock: Any, *, at_once: bool = False
+    ) -> None:
         self.setName(name)
+        self._at_once = at_once
         self._seconds = seconds
         self._work = work
         self._loop = LoopingCall(self._tick)
@@ -212,7 +231,7 @@ class Keeper(Service):
 
     def startService(self) -> None:
         super().startService()
-        self._loop.start(self._seconds, now=False).addErrback(
+        self._loop.start(self._seconds, now=self._at_once).addErrback(
             lambda failure: self._log.failure("{name} ended", failure, name=self.name)
         )
 
@@ -269,6 +288,7 @@ class Identree(MultiService):
     with a message that says what to do.
 
     :param listeners: services that accept connections, started when everything behind them is ready.
+    :param prepare: what must be known before anything runs; its ``ValueError`` stops the process.
     :param drain: ends what is under way before the listeners' connections are dropped.
     """
 
@@ -280,6 +300,7 @@ class Identree(MultiService):
         store: SqlStore,
         reactor: Any,
         listeners: MultiService,
+        prepare: Callable[[], Awaitable[None]],
         drain: Callable[[], Awaitable[None]],
         give_up: Callable[[str], None],
     ) -> None:
@@ -287,6 +308,7 @@ class Identree(MultiService):
         self.store = store
         self._reactor = reactor
         self._listeners = listeners
+        self._prepare = prepare
         self._drain = drain
         self._give_up = give_up
         self.started: Deferred[None] = Deferred()
@@ -299,6 +321,7 @@ class Identree(MultiService):
 
     async def _start(self) -> None:
         await self.store.start()
+        await self._prepare()
         super().startService()
         self._listeners.setServiceParent(self)
         self._log.info("identree {version} is ready", version=__version__)
@@ -308,7 +331,7 @@ class Identree(MultiService):
         if self._stopping and failure.check(CancelledError):
             return  # asked to stop before it was ready, which is no failure
         problem = remedy(failure.value)
-        if failure.check(CannotListenError, SchemaTooNew, StorageUnavailable):
+        if failure.check(CannotListenError, SchemaTooNew, StorageUnavailable, ValueError):
             self._log.error("identree cannot start: {problem}", problem=problem)
         else:
             self._log.failure("identree cannot start", failure)
@@ -340,7 +363,8 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
     for warning in settings.warnings:
         log.warn("config: {warning}", warning=warning)
     _say_what_is_missing(settings, log)
-    _allow_connections(settings.max_waiters + settings.max_streams + SPARE_FILES, log)
+    directory_connections = settings.ldap_max_connections if settings.ldap_enabled else 0
+    _allow_connections(settings.max_waiters + settings.max_streams + directory_connections + SPARE_FILES, log)
     journal = Journal()
     sinks = ("jsonlog",) if settings.audit_log else ()
     metrics = Metrics(CollectorRegistry(), __version__, sinks)
@@ -394,13 +418,15 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         wall=lambda: now().timestamp(),
     )
 
+    throttle = FailureThrottle()
     hosts = Hosts(
         shared_secret=settings.shared_secret.encode(),
         registry=registry,
-        throttle=FailureThrottle(),
+        throttle=throttle,
         monotonic=monotonic,
         journal=journal,
         metrics=metrics,
+        certificate_required=settings.mtls_enabled,
     )
     waiters = Waiters(reactor, rules.max_waiters)
     store.subscribe(waiters.heard)
@@ -455,6 +481,20 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         journal=journal,
         metrics=metrics,
     )
+    around = Surroundings(
+        settings=settings,
+        reactor=reactor,
+        store=store,
+        registry=registry,
+        metrics=metrics,
+        journal=journal,
+        now=now,
+        monotonic=monotonic,
+        in_thread=in_thread,
+    )
+    trust = build_trust(around)
+    https = web_tls(settings, trust.authority, in_thread=in_thread, now=now, monotonic=monotonic)
+    directory = build_directory(around, trust) if settings.ldap_enabled else None
     checks = [
         Check(
             name="disk",
@@ -463,6 +503,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
             critical=True,
             fresh_seconds=10,
         ),
+        *(directory.checks if directory else ()),
         *(
             [
                 Check(
@@ -477,8 +518,22 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
             else []
         ),
         Check(name="database", probe=lambda: _database(store), failure="error", critical=True, fresh_seconds=0),
+        *(
+            # informational: there is no value that it fails with
+            [
+                Check(
+                    name="mtls_certs",
+                    probe=trust.certificates.health,
+                    failure="unknown",
+                    critical=False,
+                    fresh_seconds=0,
+                )
+            ]
+            if trust.authority
+            else []
+        ),
     ]
-    renderer = Renderer(rules=lambda: rules, now=now)
+    renderer = Renderer(rules=lambda: rules, now=now, admin_pages=ADMIN_PAGES if settings.ldap_enabled else ())
     front = build_site(
         reactor=reactor,
         settings=settings,
@@ -495,10 +550,17 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         now=now,
         monotonic=monotonic,
         development=(Development(store=store, keys=keys, rules=lambda: rules, now=now) if settings.dev_login else None),
+        journal=journal,
+        credentials=Credentials(peer_name, hosts.certified) if trust.authority else Credentials(),
+        provisioning=build_provisioning(around, trust, hosts, throttle),
+        directory=directory.desk if directory else None,
+        refresh_wanted=directory.notify if directory else lambda: None,
     )
 
     listeners = MultiService()
-    listener(settings, front.site, reactor).setServiceParent(listeners)
+    listener(settings, front.site, reactor, https).setServiceParent(listeners)
+    if directory is not None:
+        directory.listeners.setServiceParent(listeners)
 
     async def drain() -> None:
         """Streams first, then held requests, then up to the time-out for what is still running."""
@@ -514,8 +576,15 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         reactor.callLater(0, reactor.stop)
 
     root = Identree(
-        store=store, reactor=reactor, listeners=listeners, drain=drain, give_up=give_up or exit_with_failure
+        store=store,
+        reactor=reactor,
+        listeners=listeners,
+        prepare=trust.check,
+        drain=drain,
+        give_up=give_up or exit_with_failure,
     )
+    if directory is not None:
+        directory.filler.setServiceParent(root)
     if settings.oidc_issuer_url:
         provider.setServiceParent(root)
     Lag(metrics, reactor, monotonic).setServiceParent(root)
@@ -524,10 +593,40 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
     async def follow_files() -> None:
         if await registry.refresh():
             _registry_read(log, metrics, registry())
+            if directory is not None:
+                directory.registry_changed()
         await policies.refresh()
 
     Keeper("state files", STATE_FILE_SECONDS, follow_files, reactor).setServiceParent(root)
+    _keep_trust(trust, https, reactor, root)
+    if directory is not None and trust.ldap_tls is not None:
+        factory = directory.listeners.factory
+
+        async def recheck() -> None:
+            factory.certificates_changed()
+
+        Keeper("client certificates", RECHECK_SECONDS, recheck, reactor).setServiceParent(root)
     return root
+
+
+def _keep_trust(trust: Trust, https: ServerTLS | None, reactor: Any, root: MultiService) -> None:
+    """Certificates, keys and revocation lists are followed; what nears its end is measured and said."""
+
+    async def follow() -> None:
+        if trust.authority is not None:
+            await trust.authority.refresh()
+        for tls in (https, trust.ldap_tls):
+            if tls is not None:
+                await tls.refresh()
+
+    if https is not None or trust.ldap_tls is not None or trust.authority is not None:
+        Keeper("certificate files", FOLLOW_TRUST_SECONDS, follow, reactor).setServiceParent(root)
+    if trust.authority is not None:
+        Keeper("certificates", MEASURE_SECONDS, trust.certificates.measure, reactor, at_once=True).setServiceParent(
+            root
+        )
+    if trust.vault is not None:
+        Keeper("vault token", RENEW_LOOK_SECONDS, trust.vault.renew, reactor).setServiceParent(root)
 
 
 def run_demo(options: DemoOptions) -> int:
@@ -540,14 +639,17 @@ def run_demo(options: DemoOptions) -> int:
 
     with TemporaryDirectory(prefix="identree-demo-") as name:
         directory = Path(name)
-        environment = demo_settings(directory, options.http_port, options.provider_port)
+        environment = demo_settings(directory, options.http_port, options.provider_port, options.ldap_port)
         environment["IDENTREE_LOG_LEVEL"] = os.environ.get("IDENTREE_LOG_LEVEL") or "warn"
         refuse_non_loopback(environment)
         settings = load(environment, read=no_files)
         globalLogBeginner.beginLoggingTo([observer(settings.log_level, as_json=False)], redirectStandardIO=False)
         any_reactor: Any = reactor
+        people = DemoPocketID(api_key=settings.pocketid_api_key, now=lambda: datetime.now(UTC), clock=any_reactor)
+        fill(people, USERS)
         provider = DemoProvider(
             any_reactor,
+            pocketid=people,
             issuer=settings.oidc_issuer_url,
             client_id=settings.oidc_client_id,
             client_secret=settings.oidc_client_secret,
@@ -571,12 +673,10 @@ def run_demo(options: DemoOptions) -> int:
             provider.listen(options.provider_port)
             root = build(settings, any_reactor, give_up=failed)
         except (CannotListenError, BadStateFile, SinkError, ValueError) as problem:
-            failed(f"{problem}. Other ports: identree demo --port 18090 --provider-port 18091")
+            failed(f"{problem}. Other ports: identree demo --port 18090 --provider-port 18091 --ldap-port 18389")
             return 1
         client_conf = write_host_config(directory, settings.external_url, settings.shared_secret)
-        root.started.addCallback(
-            lambda _: print(_demo_text(settings.external_url, client_conf, options.agent), flush=True)
-        )
+        root.started.addCallback(lambda _: print(_demo_text(settings, client_conf, options.agent), flush=True))
         any_reactor.addSystemEventTrigger("before", "shutdown", stop)
         any_reactor.callWhenRunning(root.startService)
         answer_hangup(any_reactor, terminal=True)
@@ -584,7 +684,8 @@ def run_demo(options: DemoOptions) -> int:
         return status[0] if status else 0
 
 
-def _demo_text(url: str, client_conf: Path, agent: Path | None) -> str:
+def _demo_text(settings: Settings, client_conf: Path, agent: Path | None) -> str:
+    url = settings.external_url
     program = shlex.quote(str((agent or Path("build/identree.pyz")).resolve()))
     command = (
         "env PAM_USER=alice PAM_TYPE=auth PAM_SERVICE=sudo PAM_TTY=$(tty) SUDO_COMMAND='systemctl restart nginx' "
@@ -598,6 +699,10 @@ identree is running, with an identity provider of its own, on this machine only.
      {command}
 
   2. Open the address that it shows, click alice (or carol, who is an admin), compare the code, approve.
+
+  3. Ask the directory, as sssd on that host would:
+
+     ldapsearch -x -H ldap://{settings.ldap_listen_addr} -b {settings.ldap_base_dn} uid=alice
 
   The dashboard is at {url}/. Ctrl-C here ends the demo and leaves nothing behind.
 """
@@ -705,20 +810,11 @@ def _instance(settings: Settings) -> str:
 
 def _say_what_is_missing(settings: Settings, log: Logger) -> None:
     """A setting of a feature that this version does not have must not be believed to work."""
-    if settings.mtls_ca_cert or settings.mtls_ca_key or settings.mtls_kms_backend == "vault-transit":
-        raise ValueError(
-            "IDENTREE_MTLS_*: this version has no client certificates; unset them, since with them every host must be "
-            "asked for its certificate"
-        )
     absent = {
-        "the LDAP directory": settings.ldap_enabled,
         "the syslog sink": settings.audit_syslog_url,
         "the Splunk sink": settings.audit_splunk_hec_url,
         "the Loki sink": settings.audit_loki_url,
         "break-glass escrow": settings.escrow_backend or settings.escrow_command,
-        "provisioning of hosts": settings.ldap_provision_enabled,
-        "PocketID's users and groups": settings.pocketid_api_key,
-        "the PocketID webhook": settings.webhook_secret,
         "notifications": os.path.exists(settings.notification_config_file),
         "the history export": settings.api_keys,
     }
@@ -737,7 +833,7 @@ def _allow_connections(wanted: int, log: Logger) -> None:
     if permitted < wanted:
         log.warn(
             "config: the system permits {permitted} open files, the settings need {wanted}; raise LimitNOFILE or lower "
-            "IDENTREE_MAX_WAITERS and IDENTREE_MAX_STREAMS",
+            "IDENTREE_MAX_WAITERS, IDENTREE_MAX_STREAMS and IDENTREE_LDAP_MAX_CONNECTIONS",
             permitted=permitted,
             wanted=wanted,
         )

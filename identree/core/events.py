@@ -104,7 +104,7 @@ class BreakGlassOverride(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateIssued(Event):
-    """``username`` and ``hostname`` are the host's name, ``code`` the serial in lower-case hex without leading zeros."""
+    """``username`` and ``hostname`` are the host's name, ``code`` the serial: lower-case hex without leading zeros."""
 
     kind: ClassVar[str] = "certificate_issued"
 
