@@ -28,6 +28,7 @@ from identree import __version__
 from identree.app.authority import Authority, CAFiles, InThread, trusted
 from identree.app.binds import Binds
 from identree.app.bridge import Bridge
+from identree.app.demotions import Demotions
 from identree.app.directory import Directory, Mode
 from identree.app.directoryadmin import DirectoryAdmin
 from identree.app.health import Check
@@ -306,6 +307,14 @@ def build_directory(around: Surroundings, trust: Trust) -> DirectoryParts:
             in_thread=around.in_thread,
         )
         notify, read_anew = _nothing_to_do, _nothing_to_read
+    demotions = Demotions(
+        directory=directory,
+        store=around.store,
+        admin_groups=lambda: settings.admin_groups,
+        now=around.now,
+        journal=around.journal,
+    )
+    directory.subscribe(demotions.heard)
     directory.subscribe(_settle_snapshot)
     listeners = _listeners(around, trust, directory, filler)
     desk = DirectoryDesk(

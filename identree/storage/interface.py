@@ -271,6 +271,9 @@ class Store(Protocol):
         there was a session. Returns the host names that had one.
         """
 
+    async def revoke_admins(self, usernames: Sequence[str], now: datetime) -> None:
+        """Session cookies of these people issued up to now are no administrator's; the other replicas are told."""
+
     async def revocations(self) -> Revocations:
         """All that is in force, for the caches of the session check."""
 

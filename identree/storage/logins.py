@@ -40,6 +40,11 @@ _REVOKE_NONCE = (
     "INSERT INTO revoked_nonces (nonce, revoked_at) VALUES (:nonce, :revoked_at) ON CONFLICT (nonce) DO NOTHING"
 )
 _NONCES = "SELECT nonce, revoked_at FROM revoked_nonces ORDER BY revoked_at DESC LIMIT :limit"
+_REVOKE_ADMIN = (
+    "INSERT INTO revoked_admin_sessions (username, revoked_at) VALUES (:username, :revoked_at) "
+    "ON CONFLICT (username) DO UPDATE SET revoked_at = excluded.revoked_at "
+    "WHERE revoked_admin_sessions.revoked_at < excluded.revoked_at"
+)
 _ADMINS = "SELECT username, revoked_at FROM revoked_admin_sessions ORDER BY revoked_at DESC LIMIT :limit"
 
 
@@ -111,6 +116,12 @@ def sign_out(
     yield from grace.commit(describe(hostnames))
     yield Effects(cluster=({"type": "revoke_nonce", "nonce": nonce},))
     return hostnames
+
+
+def revoke_admins(usernames: Sequence[str], now: datetime) -> Script[None]:
+    for username in usernames:
+        yield Do(_REVOKE_ADMIN, {"username": username, "revoked_at": seconds(now)})
+    yield Effects(cluster=tuple({"type": "revoke_admin", "username": username} for username in usernames))
 
 
 def revocations() -> Script[Revocations]:

@@ -193,6 +193,9 @@ class SqlStore:
     ) -> list[str]:
         return await self._recording(lambda: logins.sign_out(username, nonce, now, describe))
 
+    async def revoke_admins(self, usernames: Sequence[str], now: datetime) -> None:
+        await self._driver.write(lambda: logins.revoke_admins(usernames, now))
+
     async def revocations(self) -> Revocations:
         return await self._driver.read(logins.revocations)
 

@@ -534,6 +534,13 @@ class StoreContract:
         await self.store.delete_old(at(1 + 2101))
         self.assertEqual((await self.store.revocations()).nonces, {"n2": at(2)})
 
+    async def test_revoke_admins(self) -> None:
+        """Of each person the latest time counts; it never goes back."""
+        await self.store.revoke_admins(["carol", "dave"], at(10))
+        await self.store.revoke_admins(["carol"], at(20))
+        await self.store.revoke_admins(["dave"], at(5))
+        self.assertEqual((await self.store.revocations()).admins, {"carol": at(20), "dave": at(10)})
+
     # -- history, gauges, health --------------------------------------------------------------------------------------
     async def test_history(self) -> None:
         """Newest first, of one person or of everybody; the actor is kept when it is somebody else."""
