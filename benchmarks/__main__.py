@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import agents, dashboards, hosts, peers, start
+from benchmarks import agents, dashboards, directory, hosts, peers, start
 from benchmarks.report import Report, machine
 from benchmarks.server import raise_file_limit, temporary_directory
 from tests.e2e.server import REPOSITORY
@@ -37,6 +37,11 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "dashboards": lambda report: dashboards.woken(report, DASHBOARDS),
     "agent": agents.own_time,
     "start": start.first_answer,
+    "ldap": directory.compared,
+    "refresh": directory.unchanged,
+    "swaps": directory.swaps,
+    "many": directory.many,
+    "idle": directory.idle,
 }
 
 
