@@ -7,6 +7,7 @@ import pwd
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,9 @@ class Demo:
 
 @pytest.fixture
 def demo() -> Iterator[Demo]:
-    arguments = ["--agent", str(build_agent()), "--port", str(free_port()), "--provider-port", str(free_port())]
+    arguments = ["--agent", str(build_agent())]
+    for option in ("--port", "--provider-port", "--ldap-port"):
+        arguments += [option, str(free_port())]
     process = subprocess.Popen(
         [*DYING_WITH_US, PROGRAMS / "python", "-m", "identree.cli", "demo", *arguments],
         cwd=REPOSITORY,
@@ -88,6 +91,17 @@ class TestDemo:
             assert "sudo approved" in terminal.screen
         finally:
             terminal.close()
+
+    def test_directory(self, demo: Demo) -> None:
+        """The printed ldapsearch finds alice, with her id and her groups' rules within reach."""
+        command = next(line.strip() for line in demo.text.splitlines() if line.strip().startswith("ldapsearch "))
+        for _ in range(50):  # the directory opens when it has been read from the provider
+            done = subprocess.run(command.split(), check=False, capture_output=True, text=True)
+            if done.returncode == 0:
+                break
+            time.sleep(0.1)
+        assert "dn: uid=alice,ou=people,dc=demo,dc=invalid" in done.stdout, done.stderr
+        assert "uidNumber: 200000" in done.stdout
 
     def test_leaves_nothing_behind(self, demo: Demo) -> None:
         """Ctrl-C ends it quietly: no process, no directory."""
