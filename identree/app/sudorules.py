@@ -480,7 +480,7 @@ def _changed(rule: SudoRule, fields: Mapping[str, str]) -> SudoRule:
             problems.append(_refusal(name, "more_lines"))
     if problems:
         raise RuleRefused(problems)
-    return replace(rule, **sent, more_commands=more)
+    return replace(rule, **sent, more_commands=more, unknown_claims=())
 
 
 def _group_problems(group: str) -> list[Verdict]:

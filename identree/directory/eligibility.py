@@ -21,9 +21,10 @@ from identree.directory.source import Source, SourceGroup, SourceUser
 _USERNAME = re.compile(r"[a-zA-Z0-9._-]{1,64}", re.ASCII)
 _GROUP_NAME = re.compile(r"[a-z_][a-z0-9_.-]{0,31}", re.ASCII)
 
+# In any case: hosts compare user names without it. The last one is everybody to sudo.
 RESERVED_USERNAMES = frozenset(
     "root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc gnats nobody sshd "
-    "systemd-network systemd-resolve messagebus _apt ntp postfix dovecot".split()
+    "systemd-network systemd-resolve messagebus _apt ntp postfix dovecot all".split()
 )
 RESERVED_GROUP_NAMES = frozenset(
     "root wheel sudo admin adm shadow disk kmem tty tape daemon bin sys staff operator sshd docker lxd libvirt kvm "
@@ -77,7 +78,7 @@ def username_problem(name: str) -> str:
     # a home directory named after either of the two would be another one's
     if not _USERNAME.fullmatch(name) or name in (".", ".."):
         return "invalid_username"
-    return "reserved_username" if name in RESERVED_USERNAMES else ""
+    return "reserved_username" if name.lower() in RESERVED_USERNAMES else ""
 
 
 def valid_group_name(name: str) -> bool:

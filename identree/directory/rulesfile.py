@@ -33,12 +33,18 @@ _KEYS = (
     ("description", "description"),
 )
 _ALWAYS = ("group", "commands")
-_MORE_COMMANDS = re.compile(r"commands([0-9]{1,4})", re.ASCII)
+_KNOWN = frozenset(key for key, _ in _KEYS)
+_MORE_COMMANDS = re.compile(r"commands([0-9]+)", re.ASCII)
+# Characters of an unknown key that are repeated.
+SHOWN_KEY = 64
 
 
 def parse(raw: bytes | None) -> tuple[SudoRule, ...]:
     """
-    The rules of a file; None is no file, hence no rules. Unknown keys are ignored.
+    The rules of a file; None is no file, hence no rules.
+
+    An unknown key is an error: ``Hosts`` or ``notafter``, passed over, would leave a rule that allows more than was
+    written.
 
     :raise ValueError: naming the rule by its number, from 1, and the field.
     """
@@ -76,8 +82,19 @@ def _rule(number: int, item: Any) -> SudoRule:
             if not isinstance(value, str):
                 raise ValueError(f"rule {number}: {key} must be a string")
             more[key] = value
+        elif key not in _KNOWN and value is not None:
+            keys = ", ".join(known for known, _ in _KEYS)
+            raise ValueError(
+                f"rule {number}: the key {key[:SHOWN_KEY]!r} is not known; there are {keys}, and commands1, commands2 "
+                "and so on"
+            )
     # a rule without a name is kept, as the deployed servers kept it, and never served
-    return SudoRule(group=fields.pop("group", ""), more_commands=numbered(_MORE_COMMANDS, more), **fields)
+    return SudoRule(
+        group=fields.pop("group", ""),
+        more_commands=numbered(_MORE_COMMANDS, more),
+        unknown_claims=(),
+        **fields,
+    )
 
 
 def dump(rules: Sequence[SudoRule]) -> bytes:

@@ -3,15 +3,20 @@ Sudo rules: what of a group's claims, or of a rule in the file, is served (spec/
 
 Whatever is left out must make the rule narrower. An item that only fails to be valid is dropped; one whose loss would
 widen the grant, such as a negation or a time limit, refuses the whole rule. Both are told, item by item.
+
+What is dropped is not asked how it is written: with an exclamation mark anywhere in it, it counts as a negation. Only
+what is served as it stands may have the sign, as a command's arguments do.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 from identree.directory.draft import Draft, Kind
 from identree.directory.eligibility import RESERVED_RULE_NAME, group_name_problem, valid_group_name
@@ -20,6 +25,10 @@ from identree.directory.source import Claims
 
 # Items of one claim; more are dropped. The deployed limit; files have none but their size.
 ITEMS_PER_CLAIM = 500
+# Characters of one item: a command with its arguments on one line, as long as a path may be. Longer ones are dropped.
+ITEM_LENGTH = 4096
+# Of a longer item, what is repeated in pages and logs.
+SHOWN_LENGTH = 64
 # Characters; a description is read by people, the messages of sudo are one line of a terminal.
 DESCRIPTION_LENGTH = 1024
 MESSAGE_LENGTH = 200
@@ -45,14 +54,20 @@ VERDICT_MESSAGES: Mapping[str, str] = {
     "sudo_dotdot_command": "{item} must not have two dots in a row",
     "sudo_control_character": "{item} has a control character",
     "sudo_sudoedit": "{item}: sudoedit cannot be granted",
+    "sudo_split_command": "{item} may belong to the command before the comma, which would allow more without it; a "
+    "command with a comma needs an entry of its own, such as sudoCommands1",
     "sudo_option_mode": "{item} is left to the setting LDAP_SUDO_NO_AUTHENTICATE",
     "sudo_option_not_allowed": "{item} is not among the options that a rule may have",
     "sudo_option_confines": "{item} may not be set here, and without it the command would be less confined",
+    "sudo_option_tag": "{item} has no effect as an option, so that the command would be less confined; write noexec, "
+    "intercept, !setenv or !sudoedit_follow",
     "sudo_bad_order": "{item} must be a whole number from 0 to 999999999",
     "sudo_bad_time": "{item} must be a time such as 2026-01-31T18:00:00Z",
     "sudo_never_valid": "the rule ends before it begins",
     "sudo_bad_description": "the description must be one line of at most 1024 characters",
     "sudo_too_many": "{item} and what follows is over the limit of 500 items",
+    "sudo_too_long": "{item} is longer than 4096 characters",
+    "sudo_unknown_claim": "{item} looks like a claim for sudo but is none, and without it the rule could allow more",
 }
 
 
@@ -62,6 +77,7 @@ class SudoRule:
     A rule as it was written; lists are separated by commas.
 
     :ivar more_commands: one command each, commas included.
+    :ivar unknown_claims: keys that look like those of sudo rules and are none; a file has none.
     """
 
     group: str
@@ -75,6 +91,7 @@ class SudoRule:
     not_after: str = ""
     description: str = ""
     more_commands: tuple[str, ...] = ()
+    unknown_claims: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,27 +158,48 @@ CLAIM_FIELDS: Mapping[str, str] = {
 }
 # The claims that make a group one with a rule; the others only refine it.
 _FOUNDING_CLAIMS = ("sudoCommands", "sudoHosts", "sudoRunAsUser", "sudoRunAsGroup", "sudoOptions")
-_NUMBERED_CLAIM = re.compile(r"sudoCommands([0-9]{1,4})", re.ASCII)
-_NUMBERED_FIELD = re.compile(r"commands([0-9]{1,4})", re.ASCII)
+_NUMBERED_CLAIM = re.compile(r"sudoCommands([0-9]+)", re.ASCII)
+_NUMBERED_FIELD = re.compile(r"commands([0-9]+)", re.ASCII)
 
 
 def numbered(pattern: re.Pattern[str], fields: Mapping[str, str]) -> tuple[str, ...]:
-    """Values that are not blank of the keys that match, by the number in the key."""
-    found = [(int(match[1]), key) for key in fields if (match := pattern.fullmatch(key)) and fields[key].strip()]
-    return tuple(fields[key] for _, key in sorted(found))
+    """Values that are not blank of the keys that match, by the number in the key, which may have any length."""
+    found = []
+    for key in fields:
+        match = pattern.fullmatch(key)
+        if match is not None and fields[key].strip():
+            # as a number, which Python would not make of thousands of digits
+            digits = match[1].lstrip("0")
+            found.append((len(digits), digits, key))
+    return tuple(fields[key] for _, _, key in sorted(found))
+
+
+def _resembles_claim(key: str) -> bool:
+    """Whether somebody who wrote this key meant a claim of ours, in other case or with something invisible in it."""
+    # four letters are looked at, and what letters may expand to is bounded
+    letters = "".join(islice(filter(str.isalnum, key), 4))
+    return unicodedata.normalize("NFKC", letters).casefold().startswith("sudo")
 
 
 def rule_of_claims(group: str, claims: Claims) -> SudoRule | None:
     """
     A group's claims as a rule, or None when it has no sudo claim. NUL is removed from keys and values, and the last of
     several values of one key counts, as the deployed servers had it.
+
+    Claims that only look like ours, such as ``SudoHosts`` or ``sudonotafter``, are kept by their name: what they were
+    to narrow would be lost with them.
     """
     values = {key.replace("\0", ""): value.replace("\0", "") for key, value in claims}
     more = numbered(_NUMBERED_CLAIM, values)
     if not more and not any(values.get(claim, "").strip() for claim in _FOUNDING_CLAIMS):
         return None
     fields = {field: values[claim] for claim, field in CLAIM_FIELDS.items() if claim in values}
-    return SudoRule(group=group, more_commands=more, **fields)
+    unknown = tuple(
+        key
+        for key, value in values.items()
+        if key not in CLAIM_FIELDS and value.strip() and _resembles_claim(key) and not _NUMBERED_CLAIM.fullmatch(key)
+    )
+    return SudoRule(group=group, more_commands=more, unknown_claims=unknown, **fields)
 
 
 def rule_of_fields(fields: Mapping[str, str]) -> SudoRule:
@@ -170,6 +208,7 @@ def rule_of_fields(fields: Mapping[str, str]) -> SudoRule:
     return SudoRule(
         group=fields.get("group", "").strip(),
         more_commands=tuple(command.strip() for command in numbered(_NUMBERED_FIELD, fields)),
+        unknown_claims=(),
         **known,
     )
 
@@ -201,24 +240,44 @@ def split(text: str) -> list[str]:
     return [item for part in text.split(",") if (item := part.strip())]
 
 
-# What people might put before the sign without making it another one: white space, quotes, brackets, a backslash, and
-# the digest that sudoers allows before a command. The second sign is the one of East Asian keyboards.
-_NEGATED = re.compile(r"(?:sha(?:224|256|384|512)\s*:\s*\S*\s*)?[^\w/]*[!！]", re.ASCII | re.IGNORECASE)
+# The exclamation mark, every character that NFKC (Unicode Standard Annex 15) turns into one or more of it, and those
+# that people take for it: a click letter, ornaments, a raised one.
+_SIGN = re.compile("[!\u203c\u2048\u2049\ufe15\ufe57\uff01\u01c3\u2755\u2757\u2762\u2763\ua71d]")
 # within a command that is taken as one, a negated path after a comma was meant as an item of a list
-_NEGATED_INSIDE = re.compile(r",[^\w/]*[!！]\s*(?:/|ALL\b)", re.ASCII)
+_NEGATED_PATH = re.compile(rf"{_SIGN.pattern}\s*+(?:/|ALL\b)")
+_SPACE = re.compile(r"\s")
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _HOST_OR_USER = re.compile(r"[a-zA-Z0-9._-]{1,253}", re.ASCII)
 _NETGROUP = re.compile(r"\+[a-zA-Z0-9._-]{1,253}", re.ASCII)
 _SUDOEDIT = re.compile(r"(?:\S*/)?sudoedit(?:\s.*)?", re.IGNORECASE | re.DOTALL)
 
 
-def negated(item: str, *, anywhere: bool = False) -> bool:
+def negates(item: str) -> bool:
     """
-    Whether an item was meant to forbid something.
+    Whether an item that is not served may have been meant to forbid something: it has an exclamation mark, or what
+    people take for one, wherever. Sudoers files allow users, digests and tags before the sign.
+    """
+    return _SIGN.search(item) is not None
 
-    :param anywhere: as no valid item has the sign at all, like a host; a command's arguments may have it.
+
+def rest_of_command(text: str) -> str:
     """
-    return _NEGATED.match(item) is not None or (anywhere and any(sign in item for sign in "!！"))
+    The first item of a list of commands that may be the rest of the command before it, or empty: it begins neither with
+    a slash nor is ``ALL``, and directly before it stands a command with white space in it or behind it.
+
+    ``/bin/kill ,x`` and ``/bin/cat /srv/*,x`` would allow more without their ends. ``/bin/ls,x`` is a command and a
+    mistake, as a command without arguments ends where its path does.
+    """
+    spaced = False
+    for part in text.split(","):
+        item = part.strip()
+        if not item:
+            continue
+        begins = item.startswith("/")
+        if spaced and not begins and item != "ALL":
+            return item
+        spaced = begins and _SPACE.search(part.lstrip()) is not None
+    return ""
 
 
 class _Notes:
@@ -228,10 +287,14 @@ class _Notes:
         self._field, self._into = field, into
 
     def drop(self, item: str, key: str) -> None:
-        self._into.append(Verdict(field=self._field, item=item, key=key))
+        self._into.append(Verdict(field=self._field, item=_shown(item), key=key))
 
     def refuse(self, item: str, key: str) -> None:
-        self._into.append(Verdict(field=self._field, item=item, key=key, refuses=True))
+        self._into.append(Verdict(field=self._field, item=_shown(item), key=key, refuses=True))
+
+
+def _shown(item: str) -> str:
+    return item if len(item) <= ITEM_LENGTH else f"{item[:SHOWN_LENGTH]}..."
 
 
 def check(rule: SudoRule, no_authenticate: NoAuthenticate, max_items: int | None = None) -> Checked:
@@ -242,38 +305,41 @@ def check(rule: SudoRule, no_authenticate: NoAuthenticate, max_items: int | None
     """
     verdicts: list[Verdict] = []
 
-    def items(field: str, text: str) -> list[str]:
-        kept = []
-        for count, item in enumerate(split(text)):
-            # before the limit is looked at: a negation must not be lost by it
-            if negated(item, anywhere=field != "commands"):
-                _Notes(field, verdicts).refuse(item, "sudo_negated")
-            elif max_items is None or count < max_items:
-                kept.append(item)
-            elif count == max_items:
-                _Notes(field, verdicts).drop(item, "sudo_too_many")
-        return kept
-
     def valid(field: str, text: str, problem: Callable[[str], str]) -> list[str]:
         kept = []
-        for item in items(field, text):
-            key = problem(item)
-            if key:
-                _Notes(field, verdicts).drop(item, key)
+        notes = _Notes(field, verdicts)
+        for count, item in enumerate(split(text)):
+            key = problem(item) if len(item) <= ITEM_LENGTH else "sudo_too_long"
+            # before the limit is looked at: a negation must not be lost by it
+            if key and negates(item):
+                notes.refuse(item, "sudo_negated")
+            elif max_items is not None and count >= max_items:
+                if count == max_items:
+                    notes.drop(item, "sudo_too_many")
+            elif key:
+                notes.drop(item, key)
             else:
                 kept.append(item)
         return kept
 
+    for claim in rule.unknown_claims:
+        _Notes("unknown_claims", verdicts).refuse(claim, "sudo_unknown_claim")
     commands = valid("commands", rule.commands, command_problem)
     notes = _Notes("commands", verdicts)
+    rest = rest_of_command(rule.commands)
+    if rest and not negates(rest):
+        notes.refuse(rest, "sudo_split_command")
+    full = False
     for written in rule.more_commands:
         command = written.strip()
-        if negated(command) or _NEGATED_INSIDE.search(command):
+        key = command_problem(command) if len(command) <= ITEM_LENGTH else "sudo_too_long"
+        if (key and negates(command)) or _NEGATED_PATH.search(command.partition(",")[2]):
             notes.refuse(command, "sudo_negated")
         elif max_items is not None and len(commands) >= max_items:
-            notes.drop(command, "sudo_too_many")
-            break
-        elif key := command_problem(command):
+            if not full:
+                notes.drop(command, "sudo_too_many")
+            full = True
+        elif key:
             notes.drop(command, key)
         else:
             commands.append(command)
@@ -402,13 +468,14 @@ _SAFE_NEGATIONS = frozenset(
 # The tags of a sudoers file. As options they mean nothing to sudo, whose own names are lower case; deployed rules have
 # them. SETENV is not among them, as it never was served.
 _INERT_TAGS = frozenset(
-    "EXEC NOEXEC FOLLOW NOFOLLOW LOG_INPUT NOLOG_INPUT LOG_OUTPUT NOLOG_OUTPUT MAIL NOMAIL INTERCEPT NOINTERCEPT "
-    "PASSWD NOPASSWD NOSETENV".split()
+    "EXEC FOLLOW LOG_INPUT NOLOG_INPUT LOG_OUTPUT NOLOG_OUTPUT MAIL NOMAIL NOINTERCEPT PASSWD NOPASSWD".split()
 )
+# The tags of whoever wanted the command confined, and would not get it.
+_LOST_TAGS = frozenset("NOEXEC NOFOLLOW INTERCEPT NOSETENV".split())
 # Options that confine the command in a way we cannot judge: to serve the rule without them would widen it.
 _CONFINING = frozenset(
     "runchroot runcwd role type apparmor_profile privs limitprivs command_timeout umask noexec requiretty use_pty "
-    "intercept".split()
+    "intercept nofollow nosetenv".split()
 )
 _MESSAGE = re.compile(rf'"?[ !#-~]{{1,{MESSAGE_LENGTH}}}"?', re.ASCII)
 _SAFE_VALUES: Mapping[str, re.Pattern[str]] = {
@@ -425,7 +492,9 @@ _SAFE_VALUES: Mapping[str, re.Pattern[str]] = {
     "passprompt": _MESSAGE,
 }
 _OPTION = re.compile(r"(!?)([a-z_]+)(?:(=)(.*))?", re.ASCII)
-_OPTION_NAME = re.compile(r"[\s\"'!]*([a-z_]*)", re.ASCII)
+# what stands before a name, and the name; applied to lower case without white space and quotes
+_OPTION_NAME = re.compile(r"[^a-z_]*+([a-z_]*+)", re.ASCII)
+_OPTION_DRESS = re.compile(r"[\s\"']")
 
 
 def is_authentication_option(item: str) -> bool:
@@ -465,14 +534,14 @@ def _options(text: str, no_authenticate: NoAuthenticate, max_items: int | None, 
         elif option_allowed(item):
             kept.append(item)
         elif _confines(item):
-            notes.refuse(item, "sudo_option_confines")
+            notes.refuse(item, "sudo_option_tag" if item in _LOST_TAGS else "sudo_option_confines")
         else:
             notes.drop(item, "sudo_option_not_allowed")
     return kept
 
 
 def _confines(item: str) -> bool:
-    match = _OPTION_NAME.match(item.lower())
+    match = _OPTION_NAME.match(_OPTION_DRESS.sub("", item.lower()))
     # a negation takes confinement away, so that its loss does not
     return match is not None and match[1] in _CONFINING and "!" not in match[0]
 
@@ -539,14 +608,36 @@ _EVERY_HOST = ("sudoHost", (b"ALL",))
 _AS_ROOT = ("sudoRunAsUser", (b"root",))
 
 
-def role_draft(layout: Layout, key: str, name: str, users: tuple[bytes, ...], grant: Grant, position: int) -> Draft:
+# What sudo takes for another thing than one account's name: everybody, a group, a number, a netgroup, a negation.
+_NO_NAMES = (b"\n%", b"\n#", b"\n+", b"\n!")
+
+
+def _accounts(users: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """The users that are accounts to sudo; the very same object when all are."""
+    # found in one text: a group may have tens of thousands of members, and this is asked at each build
+    text = b"\n" + b"\n".join(users) + b"\n"
+    if not any(begin in text for begin in _NO_NAMES) and b"\nall\n" not in text.lower():
+        return users
+    return tuple(user for user in users if user.lower() != b"all" and user[:1] not in (b"%", b"#", b"+", b"!"))
+
+
+def role_draft(
+    layout: Layout, key: str, name: str, users: tuple[bytes, ...], grant: Grant, position: int
+) -> Draft | None:
     """
-    The entry of a rule.
+    The entry of a rule; None when it would be for nobody. Users that are no account's name to sudo are left out: those
+    who are served have no such names (:func:`identree.directory.eligibility.username_problem`), and here it would
+    matter most.
 
     :param key: the draft's.
-    :param users: values of ``sudoUser``, at least one.
+    :param users: values of ``sudoUser``, or alone the group of the rule's own name.
     :param position: from 1, among the rules of the unfiltered listing; the order of a rule that has none of its own.
     """
+
+    if users != (b"%" + name.encode(),):
+        users = _accounts(users)
+    if not users:
+        return None
 
     def values(name: str, texts: Iterable[str]) -> tuple[str, tuple[bytes, ...]]:
         return name, tuple(text.encode() for text in texts)

@@ -194,14 +194,26 @@ _VERDICTS: Mapping[str, str] = {
     "sudo_dotdot_command": N_("%(item)s must not have two dots in a row."),
     "sudo_control_character": N_("%(item)s has a control character."),
     "sudo_sudoedit": N_("%(item)s: sudoedit cannot be granted."),
+    "sudo_split_command": N_(
+        "%(item)s may belong to the command before the comma, which would allow more without it. "
+        "A command with a comma goes to the further commands, or into a claim such as sudoCommands1."
+    ),
     "sudo_option_mode": N_("%(item)s is left to the setting LDAP_SUDO_NO_AUTHENTICATE."),
     "sudo_option_not_allowed": N_("%(item)s is not among the options that a rule may have."),
     "sudo_option_confines": N_("%(item)s may not be set here, and without it the command would be less confined."),
+    "sudo_option_tag": N_(
+        "%(item)s has no effect as an option, so that the command would be less confined. "
+        "Write noexec, intercept, !setenv or !sudoedit_follow."
+    ),
     "sudo_bad_order": N_("%(item)s must be a whole number from 0 to 999999999."),
     "sudo_bad_time": N_("%(item)s must be a time such as 2026-01-31T18:00:00Z."),
     "sudo_never_valid": N_("The rule ends before it begins."),
     "sudo_bad_description": N_("The description must be one line of at most 1024 characters."),
     "sudo_too_many": N_("%(item)s and what follows is over the limit of 500 items."),
+    "sudo_too_long": N_("%(item)s is longer than 4096 characters."),
+    "sudo_unknown_claim": N_(
+        "%(item)s looks like a claim for sudo but is none, and without it the rule could allow more."
+    ),
     "required": N_("Fill this in."),
     "bad_group": N_("A group begins with a-z or underscore; then come a-z, 0-9, dot, underscore and hyphen."),
     "too_long": N_("This is longer than %(item)s bytes."),
@@ -471,6 +483,8 @@ _WITHHELD: Mapping[str, str] = {
 # What a refused refresh would lose, by ``Loss.what``.
 _LOSSES: Mapping[str, str] = {
     "people": N_("%(lost)s of %(before)s people would vanish."),
+    "enabled people": N_("%(lost)s of %(before)s enabled people would be disabled."),
+    "sudo rules": N_("%(lost)s of %(before)s sudo rules would vanish."),
     "groups": N_("%(lost)s of %(before)s groups would vanish."),
     "memberships": N_("%(lost)s of %(before)s memberships would vanish."),
 }

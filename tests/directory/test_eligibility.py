@@ -39,9 +39,10 @@ class NameTests(SynchronousTestCase):
         self.assertEqual([username_problem(name) for name in (".", "..", "...")], ["invalid_username"] * 2 + [""])
 
     def test_reserved_usernames(self) -> None:
-        """By exact case, as deployed."""
-        self.assertEqual(username_problem("www-data"), "reserved_username")
-        self.assertEqual(username_problem("Root"), "")
+        """In any case, as hosts find accounts in any case; everybody's name to sudo is nobody's."""
+        for name in ("www-data", "WWW-Data", "root", "Root", "ALL", "All", "all"):
+            self.assertEqual(username_problem(name), "reserved_username", name)
+        self.assertEqual(username_problem("roots"), "")
 
     def test_group_names(self) -> None:
         """Lower case, at most 32, not beginning with a digit or hyphen."""

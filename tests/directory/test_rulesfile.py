@@ -63,8 +63,8 @@ class FileTests(SynchronousTestCase):
         self.assertEqual([parse(raw) for raw in (None, b"null", b"[]")], [(), (), ()])
 
     def test_lenient(self) -> None:
-        """Unknown keys, nulls and missing fields are passed over; so is a second rule for a group."""
-        raw = b'[{"group":"a","hosts":null,"later":1},{"group":"a"},{}]'
+        """Nulls, also of unknown keys, and missing fields are passed over; so is a second rule for a group."""
+        raw = b'[{"group":"a","hosts":null,"later":null},{"group":"a"},{}]'
         self.assertEqual(parse(raw), (SudoRule(group="a"), SudoRule(group="a"), SudoRule(group="")))
 
     def test_bad(self) -> None:
@@ -76,12 +76,21 @@ class FileTests(SynchronousTestCase):
             (b'[{"group":"a"},5]', ("rule 2",)),
             (b'[{"group":"a","hosts":["web1"]}]', ("rule 1", "hosts")),
             (b'[{"group":"a","commands1":7}]', ("rule 1", "commands1")),
+            (b'[{"group":"a"},{"group":"b","Hosts":"web1"}]', ("rule 2", "'Hosts'", "not known", "notAfter")),
+            (b'[{"group":"a","notafter":"x"}]', ("rule 1", "'notafter'")),
+            (b'[{"group":"a","' + b"k" * 1000 + b'":1}]', ("'" + "k" * 64 + "'",)),
             (b"[" * 100_000, ("JSON",)),
             (b" " * (FILE_LIMIT + 1), ("larger",)),
         ):
             message = str(self.assertRaises(ValueError, parse, raw))
             for part in parts:
                 self.assertIn(part, message)
+
+    def test_numbers_of_any_length(self) -> None:
+        """Numbered commands are in the order of their numbers, however many digits these have."""
+        long = "1" + "0" * 5000
+        raw = json.dumps([{"group": "a", f"commands{long}": "/d", "commands12345": "/c", "commands02": "/a"}]).encode()
+        self.assertEqual(parse(raw)[0].more_commands, ("/a", "/c", "/d"))
 
     def test_limits(self) -> None:
         """A thousand rules, one for each group, and no more bytes than are read."""

@@ -1,10 +1,13 @@
 """What of a sudo rule is served, and that leaving out never widens."""
 
+import unicodedata
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from identree.directory.sudo import (
+    ITEM_LENGTH,
     VERDICT_MESSAGES,
     Checked,
     Grant,
@@ -14,6 +17,7 @@ from identree.directory.sudo import (
     command_problem,
     generalized_time,
     host_problem,
+    negates,
     option_allowed,
     role_draft,
     rule_of_claims,
@@ -80,6 +84,44 @@ class CommandTests(SynchronousTestCase):
         assert grant is not None
         self.assertEqual(grant.commands, ("/a", "/b", "/bin/chown a,b /srv", "/c"))
 
+    def test_numbers_of_any_length(self) -> None:
+        """A number may have more digits than Python reads, and then the command still counts."""
+        for number in ("12345", "0" * 9 + "7", "9" * 5000):
+            made = rule_of_claims("ops", (("sudoCommands1", "/a"), (f"sudoCommands{number}", "/b")))
+            assert made is not None
+            self.assertEqual(made.more_commands, ("/a", "/b"))
+
+    def test_rest_of_command(self) -> None:
+        """What may be the end of the command before it refuses the rule: without it more would be allowed."""
+        for commands in (
+            "/bin/kill ,x",
+            "/bin/kill\t,x",
+            "/bin/kill , ,x,ALL",
+            "/bin/cat /srv/*,x",
+            "/usr/bin/less /var/log/a\\,b",
+            '/bin/ls "",x',
+            "ALL,/bin/chown a,b /srv",
+        ):
+            self.assertEqual(refused(commands=commands), ["sudo_split_command"], commands)
+        for commands in (
+            "/bin/ls,x",
+            "/bin/ls, x,",
+            "/bin/ls /a , /bin/cat",
+            "/bin/ls /a,ALL",
+            "/bin/kill ,",
+            "ALL ,x",
+        ):
+            self.assertEqual([v for v in check(rule(commands=commands), "false").verdicts if v.refuses], [], commands)
+
+    def test_too_long(self) -> None:
+        """A longer item than any path is left out, and shown by its beginning."""
+        longest, longer = "/" + "a" * (ITEM_LENGTH - 1), "/" + "b" * ITEM_LENGTH
+        made = SudoRule(group="ops", commands=f"{longest},{longer}", more_commands=(longest + " ", longer))
+        checked = check(made, "false")
+        assert checked.grant is not None
+        self.assertEqual(checked.grant.commands, (longest,))
+        self.assertEqual(told(checked), [("commands", "/" + "b" * 63 + "...", "sudo_too_long", False)] * 2)
+
     def test_numbered_alone(self) -> None:
         """They need no list beside them."""
         made = rule_of_claims("ops", (("sudoCommands1", "/bin/ls"),))
@@ -95,6 +137,25 @@ class NegationTests(SynchronousTestCase):
                 for text in (item, f"ALL,{item}", f"{item},ALL", f"/bin/ls, {item} ,x"):
                     self.assertIn("sudo_negated", refused(**{field: text}), (field, text))
 
+    def test_in_disguise(self) -> None:
+        """So does whatever is left out with the sign in it: behind tags, run-as lists, letters, dots."""
+        for item in (
+            "NOEXEC: !/bin/su", "(root) !/bin/su", "NOPASSWD:!/bin/su", "root=!/bin/su", "a!/bin/su", "/bin/../!su",
+            "\ufe57/bin/su", "\uff01/bin/su", "\u203c/bin/su", "\u2757/bin/su", "sha512:a b==!/bin/su", "ALL !/bin/su",
+            "/bin/ls\n!/bin/su", "/bin/sudoedit !x", "/" + "a" * ITEM_LENGTH + "!",
+        ):  # fmt: skip
+            for text in (f"ALL,{item}", f"{item},ALL"):
+                self.assertEqual(refused(commands=text), ["sudo_negated"], text[:80])
+            self.assertEqual(refused(commands="ALL", more_commands=(item,)), ["sudo_negated"], item[:80])  # type: ignore[arg-type]
+        for field in ("hosts", "run_as_user", "run_as_group"):
+            for item in ("a!b", "\ufe57x", "x\u2048", "a" * 5000 + "!"):
+                self.assertIn("sudo_negated", refused(**{field: f"ALL,{item}"}), (field, item[:80]))
+
+    def test_every_sign(self) -> None:
+        """Every character that Unicode's compatible forms make a sign of is one."""
+        missed = [n for n in range(0x110000) if "!" in unicodedata.normalize("NFKC", chr(n)) and not negates(chr(n))]
+        self.assertEqual(missed, [])
+
     def test_with_digest(self) -> None:
         """Behind a digest too."""
         self.assertIn("sudo_negated", refused(commands="ALL, sha256:abc= !/bin/su"))
@@ -105,7 +166,11 @@ class NegationTests(SynchronousTestCase):
 
     def test_arguments(self) -> None:
         """A command's arguments may have it."""
-        self.assertEqual(granted(commands="/bin/test ! -e /x").commands, ("/bin/test ! -e /x",))
+        for command in ("/bin/test ! -e /x", "/usr/bin/find / ! -name x", "/bin/sh !/bin/su"):
+            self.assertEqual(granted(commands=command).commands, (command,))
+            numbered = check(SudoRule(group="ops", more_commands=(command, "/bin/find a,b ! -name x")), "false").grant
+            assert numbered is not None
+            self.assertEqual(numbered.commands, (command, "/bin/find a,b ! -name x"))
 
     def test_numbered(self) -> None:
         """A numbered command that begins with one, or holds a list with one."""
@@ -117,6 +182,30 @@ class NegationTests(SynchronousTestCase):
         """The limit of items does not hide it."""
         made = rule(commands=",".join(["/bin/ls"] * 600 + ["!/bin/su"]))
         self.assertIsNone(check(made, "false", 500).grant)
+        full = ",".join(f"/bin/{n}" for n in range(500))
+        made = SudoRule(group="ops", commands=full, more_commands=("/bin/x", "/bin/y", "!/bin/su"))
+        self.assertEqual(
+            told(check(made, "false", 500)),
+            [("commands", "/bin/x", "sudo_too_many", False), ("commands", "!/bin/su", "sudo_negated", True)],
+        )
+        kept = check(rule(commands=full + ",/bin/test ! -e /x"), "false", 500)
+        self.assertEqual([verdict.key for verdict in kept.verdicts], ["sudo_too_many"])
+
+    def test_hostile_texts(self) -> None:
+        """Texts of megabytes are judged in one pass; in any other way this would take hours."""
+        size = 1 << 20
+        for text in (
+            "(" * size, "!" * size, " !" * size, "\\" * size + "x", "sha256:" * size, "sha256: " * size + "!",
+            ", " * size,
+            "/bin/ls " + "!" * size, "/bin/ls" + " " * size + "x", "/sudoedit" * size, '"' * size,
+        ):  # fmt: skip
+            for field in ("commands", "hosts", "run_as_user", "run_as_group", "options"):
+                check(rule(**{field: text}), "claims")
+            check(SudoRule(group="ops", more_commands=(text, "/bin/ls," + text, "/bin/ls ," + text + "/")), "false")
+        near = ITEM_LENGTH - 10
+        for piece in ("(", "!", ", ", ",!", " !", "\u203c", "sha256:"):
+            more = ("/bin/ls," + (piece * near)[:near],) * 500
+            check(SudoRule(group="ops", commands="ALL", more_commands=more), "false")
 
     def test_nul_before(self) -> None:
         """NUL is removed from claims before they are read."""
@@ -219,6 +308,15 @@ class OptionTests(SynchronousTestCase):
             self.assertEqual(refused(options=f"insults,{option}"), ["sudo_option_confines"], option)
         self.assertEqual(granted(options="!noexec,!runchroot").options, ())
 
+    def test_lost_tags(self) -> None:
+        """A tag of sudoers files that confines has no effect as an option, so that it refuses the rule."""
+        for option in ("NOEXEC", "NOSETENV", "NOFOLLOW", "INTERCEPT"):
+            self.assertEqual(refused(options=f"insults,{option}"), ["sudo_option_tag"], option)
+            for form in (option.lower().title(), f"{option}:", f"'{option}'", f"({option}", "\u200b" + option):
+                self.assertEqual(refused(options=form), ["sudo_option_confines"], form)
+        for form in ("no exec", "NO EXEC :", '" run_cwd=/'.replace("_", "")):
+            self.assertEqual(refused(options=form), ["sudo_option_confines"], form)
+
     def test_messages(self) -> None:
         """Texts for the person, on one line."""
         self.assertTrue(option_allowed('badpass_message="Try again"'))
@@ -300,6 +398,29 @@ class ClaimTests(SynchronousTestCase):
         """Other claims, and refinements alone, make no rule."""
         self.assertIsNone(rule_of_claims("ops", (("accessHosts", "web1"), ("sudoOrder", "1"), ("sudoHosts", " "))))
 
+    def test_looks_like_ours(self) -> None:
+        """A key that somebody took for one of ours refuses the rule; without it the rule would allow more."""
+        for key in (
+            "SudoHosts", "sudonotafter", "sudoHosts ", " sudoHosts", "sudo-hosts", "sudoHosts\u200b", "SUDO_ORDER",
+            "sudoCommand", "sudoCommands\uff11", "sudoCommandsX", "\uff53udoHosts", "sudo", "sudoHost",
+        ):  # fmt: skip
+            made = rule_of_claims("ops", (("sudoCommands", "ALL"), (key, "x")))
+            assert made is not None
+            checked = check(made, "false", 500)
+            self.assertEqual(told(checked), [("unknown_claims", key, "sudo_unknown_claim", True)])
+            self.assertIsNone(checked.grant)
+        others = (
+            ("accessHosts", "web1"),
+            ("pseudo", "x"),
+            ("SudoHosts", " "),
+            ("sud", "o"),
+            ("", "x"),
+            ("sudoOrder", ""),
+        )
+        made = rule_of_claims("ops", (("sudoCommands", "ALL"), *others))
+        assert made is not None
+        self.assertEqual(check(made, "false", 500).verdicts, ())
+
     def test_last_wins(self) -> None:
         """The last of several claims of one key counts."""
         made = rule_of_claims("ops", (("sudoCommands", "/a"), ("sudoCommands", "/b")))
@@ -367,6 +488,7 @@ class EntryTests(SynchronousTestCase):
         grant = check(made, "claims").grant
         assert grant is not None
         draft = role_draft(LAYOUT, "k", "ops", (b"alice", b"bob"), grant, 1)
+        assert draft is not None
         self.assertEqual(draft.dn, "cn=ops,ou=sudoers,dc=example,dc=com")
         self.assertEqual(
             attributes(draft),
@@ -387,7 +509,9 @@ class EntryTests(SynchronousTestCase):
         grant = granted(
             run_as_group="ops", order="9", not_before="202601010000Z", not_after="202701010000Z", description="x"
         )
-        found = attributes(role_draft(LAYOUT, "k", "ops", (b"alice",), grant, 1))
+        draft = role_draft(LAYOUT, "k", "ops", (b"alice",), grant, 1)
+        assert draft is not None
+        found = attributes(draft)
         self.assertEqual(
             {name: found[name] for name in list(found)[-5:]},
             {
@@ -398,3 +522,19 @@ class EntryTests(SynchronousTestCase):
                 "description": ["x"],
             },
         )
+
+    def test_names_only(self) -> None:
+        """What sudo takes for everybody, a group, a number, a netgroup or a negation is no account's name."""
+        bad = (b"ALL", b"All", b"all", b"%ops", b"%", b"#0", b"+net", b"!bob")
+        for user in bad:
+            self.assertIsNone(role_draft(LAYOUT, "k", "wheel", (user,), granted(), 1), user)
+        draft = role_draft(LAYOUT, "k", "ops", (b"alice", *bad, b"small"), granted(), 1)
+        assert draft is not None
+        self.assertEqual(attributes(draft)["sudoUser"], ["alice", "small"])
+
+    def test_group_of_its_own(self) -> None:
+        """The rule of a file is for the group of its name, and for no other."""
+        draft = role_draft(LAYOUT, "k", "ops", (b"%ops",), granted(), 1)
+        assert draft is not None
+        self.assertEqual(attributes(draft)["sudoUser"], ["%ops"])
+        self.assertIsNone(role_draft(LAYOUT, "k", "ops", (b"%wheel",), granted(), 1))
