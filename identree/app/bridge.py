@@ -19,6 +19,7 @@ from identree.app.atomicfile import remove_leftovers, replace_file
 from identree.app.directory import Directory, Served
 from identree.app.ports import Monotonic, Now
 from identree.app.publication import Publication
+from identree.app.settling import Settling, fire
 from identree.app.slices import sliced
 from identree.app.statefiles import BadStateFile, StateFile, read_state_file
 from identree.core.challenge import Live
@@ -40,8 +41,6 @@ PREFIX = ".sudorules-tmp-"
 FOLLOW_SECONDS = 5.0
 # How often another replica may publish while we do.
 ATTEMPTS = 10
-# What opens the listeners waits this long for the first directory.
-FIRST_SECONDS = 20.0
 
 
 class Bridge(Service):
@@ -85,7 +84,7 @@ class Bridge(Service):
         self._lock = DeferredLock()
         self._work: Deferred[None] | None = None
         self._wake: Deferred[None] | None = None
-        self._settled: list[Deferred[None]] = []
+        self._settling = Settling(clock)
         self._heard = True
         self._differs = False
         self._unsubscribe: Callable[[], None] = lambda: None
@@ -103,21 +102,12 @@ class Bridge(Service):
         work, self._work = self._work, None
         if work is not None:
             work.cancel()
-        self._settle()
+        self._settling.settle()
         return work
 
     async def settled(self) -> None:
         """Until there is something to serve, or it takes too long."""
-        if self._directory.ready:
-            return
-        waiting: Deferred[None] = Deferred()
-        self._settled.append(waiting)
-        timer = self._clock.callLater(FIRST_SECONDS, _fire, waiting)
-        try:
-            await waiting
-        finally:
-            if timer.active():
-                timer.cancel()
+        await self._settling.wait()
 
     async def read(self) -> Sequence[SudoRule]:
         """
@@ -128,6 +118,9 @@ class Bridge(Service):
 
         def load() -> object:
             raw, _ = read_state_file(self._path, FILE_LIMIT)
+            if raw is None and self._file():
+                # taken for no rules, the next one written would be the only one
+                raise BadStateFile(f"{self._path} is gone; put it back, or restart identree to go on without it")
             try:
                 return parse(raw)
             except ValueError as problem:
@@ -152,23 +145,18 @@ class Bridge(Service):
         if live.event in ("directory_published", "resync"):
             self._heard = True
             if self._wake is not None:
-                _fire(self._wake)
-
-    def _settle(self) -> None:
-        waiting, self._settled = self._settled, []
-        for waiter in waiting:
-            _fire(waiter)
+                fire(self._wake)
 
     async def _run(self) -> None:
         try:
             # whoever is answered from within may stop us, which a coroutine that is running cannot hear
             while self.running:
                 await self._follow()
-                self._settle()
+                self._settling.settle()
                 if not self.running:
                     return
                 self._wake = Deferred()
-                timer = self._clock.callLater(FOLLOW_SECONDS, _fire, self._wake)
+                timer = self._clock.callLater(FOLLOW_SECONDS, fire, self._wake)
                 try:
                     await self._wake
                 finally:
@@ -262,8 +250,3 @@ class Bridge(Service):
 
     async def _sliced(self, work: Generator[None, None, T]) -> T:
         return await sliced(work, self._clock, self._monotonic)
-
-
-def _fire(waiting: Deferred[None]) -> None:
-    if not waiting.called:
-        waiting.callback(None)

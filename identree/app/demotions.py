@@ -58,11 +58,17 @@ class Demotions:
         self._admins: frozenset[str] | None = None
 
     def heard(self, snapshot: Snapshot) -> None:
-        """Subscribe this; what goes wrong is logged and made good with the next directory."""
+        """Subscribe this; what goes wrong is logged and made good by the next look."""
         self.look()
 
+    async def again(self) -> None:
+        """To be called now and then: makes good what could not be stored. Costs nothing when there is nothing to do."""
+        waiting = self.look()
+        if waiting is not None:
+            await waiting
+
     def look(self) -> Deferred[None] | None:
-        """To be called after each swap; fires when what it found is in force."""
+        """Compare what is served with what was; fires when what that means is in force. None: it means nothing."""
         served, groups = self._directory.served, self._admin_groups()
         if served is None or (self._seen is not None and self._seen[0] is served.source and self._seen[1] == groups):
             return None
@@ -75,7 +81,7 @@ class Demotions:
         try:
             await self._store.revoke_admins(usernames, self._now())
         except StorageUnavailable as problem:
-            # found again with the next directory
+            # found again by the next look
             self._admins = (self._admins or frozenset()) | frozenset(usernames)
             self._seen = None
             self._log.warn("sessions of former administrators could not be revoked: {reason}", reason=problem.reason)

@@ -9,7 +9,7 @@ small to write and small to read (:mod:`identree.directory.archive`).
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -19,13 +19,11 @@ from twisted.logger import Logger
 from identree.app.ports import Monotonic, Now
 from identree.app.slices import sliced
 from identree.directory.archive import (
-    BUCKETS,
     BadArchive,
     Block,
     Divided,
     Manifest,
     assemble,
-    bucket,
     dealt,
     decode_groups,
     decode_stamps,
@@ -38,7 +36,7 @@ from identree.directory.archive import (
 )
 from identree.directory.draft import Draft, Stamp
 from identree.directory.source import SourceGroup, SourceUser
-from identree.directory.stamps import Restamped, restamp
+from identree.directory.stamps import BUCKETS, NONE, Restamped, Stamps, restamp
 from identree.storage.interface import MOST_PIECES, DirectoryState, Store
 
 T = TypeVar("T")
@@ -68,7 +66,7 @@ class Edition:
     usn: int = 0
     manifest: Manifest = EMPTY
     divided: Divided | None = None
-    stamps: Mapping[str, Stamp]
+    stamps: Stamps = field(default_factory=lambda: NONE)
     fetched_at: datetime | None = None
     people: int = 0
     groups: int = 0
@@ -88,7 +86,7 @@ class Publication:
         self._now = now
         self._monotonic = monotonic
         self._in_thread = in_thread
-        self._edition = Edition(stamps={})
+        self._edition = Edition()
         self._stamped: Sequence[Draft] = ()
         self._dropped = monotonic()
 
@@ -131,17 +129,16 @@ class Publication:
             changed = [
                 number
                 for number, name in enumerate(manifest.stamps)
-                if number >= len(known.manifest.stamps) or known.manifest.stamps[number] != name
+                if len(manifest.stamps) != len(known.manifest.stamps) or known.manifest.stamps[number] != name
             ]
-            async for name, raw in self._pieces(new_users):
-                users[name] = Block(await self._sliced(decode_users(raw)), name)
-            async for name, raw in self._pieces(new_groups):
-                groups[name] = Block(await self._sliced(decode_groups(raw)), name)
-            fresh: dict[str, Stamp] = {}
-            async for _, raw in self._pieces(
-                [manifest.stamps[number] for number in changed if manifest.stamps[number]]
-            ):
-                fresh.update(await self._sliced(decode_stamps(raw)))
+            async for name, people in self._pieces(new_users, decode_users):
+                users[name] = Block(people, name)
+            async for name, teams in self._pieces(new_groups, decode_groups):
+                groups[name] = Block(teams, name)
+            fresh: dict[str, Mapping[str, Stamp]] = {}
+            new_stamps = [manifest.stamps[number] for number in changed if manifest.stamps[number]]
+            async for name, dealt_stamps in self._pieces(new_stamps, decode_stamps):
+                fresh[name] = dealt_stamps
         except _Gone:
             latest = await self._store.directory()
             if latest is not None and latest.version != state.version:
@@ -156,14 +153,13 @@ class Publication:
             divided = await self._sliced(
                 assemble([users[name] for name in manifest.users], [groups[name] for name in manifest.groups])
             )
-        kept = await self._sliced(_without(known.stamps, frozenset(changed)))
-        kept.update(fresh)
+        stamps = await self._sliced(_put_together(known.stamps, manifest.stamps, changed, fresh))
         self._edition = Edition(
             version=state.version,
             usn=state.usn,
             manifest=manifest,
             divided=divided,
-            stamps=kept,
+            stamps=stamps,
             fetched_at=state.fetched_at,
             people=state.people,
             groups=state.groups,
@@ -173,11 +169,17 @@ class Publication:
         return True
 
     def _damaged(self, state: DirectoryState) -> None:
-        self._edition = Edition(version=state.version, usn=state.usn, stamps={}, people=state.people)
+        self._edition = Edition(version=state.version, usn=state.usn, people=state.people)
         self._stamped = ()
 
-    async def _pieces(self, names: Sequence[str]) -> AsyncIterator[tuple[str, bytes]]:
-        """:raise _Gone: one of them does not exist."""
+    async def _pieces(
+        self, names: Sequence[str], decode: Callable[[bytes], Generator[None, None, T]]
+    ) -> AsyncIterator[tuple[str, T]]:
+        """
+        What the pieces mean.
+
+        :raise _Gone: one of them does not exist.
+        """
         for start in range(0, len(names), MOST_PIECES):
             wanted = names[start : start + MOST_PIECES]
             texts = await self._store.directory_pieces(wanted)
@@ -186,8 +188,9 @@ class Publication:
             raws: dict[str, bytes] = await self._in_thread(
                 lambda texts=texts: {name: unpack(name, text) for name, text in texts.items()}  # type: ignore[misc]
             )
-            for name, raw in raws.items():
-                yield name, raw
+            meanings = await self._sliced(_each([decode(raw) for raw in raws.values()]))
+            for name, meaning in zip(raws, meanings, strict=True):
+                yield name, meaning
 
     # -- writing ------------------------------------------------------------------------------------------------------
     async def restamped(self, drafts: Sequence[Draft]) -> Restamped:
@@ -221,7 +224,8 @@ class Publication:
         whole = len(before.manifest.stamps) != BUCKETS
         touched: Collection[str] | None = None if whole else stamped.changed.keys() | stamped.gone
         names = [""] * BUCKETS if whole else list(before.manifest.stamps)
-        buckets = await self._sliced(dealt(stamped.stamps, touched))
+        stamps_after = await self._sliced(Stamps.of(stamped.stamps))
+        buckets = await self._sliced(dealt(stamps_after, touched))
         # one at a time in the order of writing: a bucket is encoded, packed and forgotten
         numbers = sorted(buckets)
         for start in range(0, len(numbers), MOST_PIECES):
@@ -250,7 +254,7 @@ class Publication:
             usn=state.usn,
             manifest=manifest,
             divided=divided,
-            stamps=stamped.stamps,
+            stamps=stamps_after,
             fetched_at=fetched_at,
             people=people,
             groups=groups,
@@ -302,13 +306,21 @@ class Publication:
         """Write pieces, each in its turn; their names."""
         names: list[str] = []
         for start in range(0, len(contents), MOST_PIECES):
-            raws = [await self._sliced(content) for content in contents[start : start + MOST_PIECES]]
+            raws = await self._sliced(_each(contents[start : start + MOST_PIECES]))
             packed: list[tuple[str, str]] = await self._in_thread(
                 lambda raws=raws: [pack(raw) for raw in raws]  # type: ignore[misc]
             )
             await self._store.save_directory_pieces(dict(packed), self._now())
             names += [name for name, _ in packed]
         return names
+
+
+def _each(works: Sequence[Generator[None, None, T]]) -> Generator[None, None, list[T]]:
+    """All results. It is one work: of many small ones each would think that it has the whole turn."""
+    results: list[T] = []
+    for work in works:
+        results.append((yield from work))
+    return results
 
 
 class _Gone(Exception):
@@ -321,17 +333,18 @@ def encode_stamps_in(stamps: Mapping[str, Stamp]) -> Generator[None, None, bytes
     return encode_stamps(stamps)
 
 
-def _without(stamps: Mapping[str, Stamp], buckets: frozenset[int]) -> Generator[None, None, dict[str, Stamp]]:
-    """A copy that lacks what stands in these buckets."""
-    if len(buckets) == BUCKETS or not stamps:
-        return {}
-    kept = dict(stamps)
-    yield
-    if not buckets:
-        return kept
-    for number, key in enumerate(stamps):
-        if number % 2000 == 0:
-            yield
-        if bucket(key) in buckets:
-            del kept[key]
-    return kept
+def _put_together(
+    known: Stamps, names: Sequence[str], changed: Sequence[int], fresh: Mapping[str, Mapping[str, Stamp]]
+) -> Generator[None, None, Stamps]:
+    """All stamps: of buckets that changed those that were read, by the piece's name; of the others the known ones."""
+    if len(names) == BUCKETS:
+        buckets = list(known.buckets)
+        for number in changed:
+            buckets[number] = fresh.get(names[number], {})
+        yield
+        return Stamps(tuple(buckets))
+    # another program's dealing: everything was read, and is dealt anew
+    stamps = NONE
+    for name in names:
+        stamps = yield from stamps.followed(fresh.get(name, {}))
+    return stamps

@@ -9,7 +9,7 @@ others read what it has published; each of them would do the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -25,6 +25,7 @@ from identree.app.metrics import Metrics
 from identree.app.ports import Monotonic, Now, PeopleSource, SourceRefused, SourceUnavailable
 from identree.app.posixids import PosixIds
 from identree.app.publication import Edition, Publication
+from identree.app.settling import Settling, fire
 from identree.app.slices import sliced
 from identree.core.challenge import Live
 from identree.core.errors import StorageUnavailable
@@ -35,7 +36,7 @@ from identree.directory.ids import Numbers
 from identree.directory.layout import Layout
 from identree.directory.snapshot import Snapshot
 from identree.directory.source import Source
-from identree.directory.stamps import Restamped
+from identree.directory.stamps import Restamped, Stamps
 from identree.storage.interface import Conflict, Store
 
 T = TypeVar("T")
@@ -49,8 +50,6 @@ LONGEST_WAIT_SECONDS = 3600.0
 # A burst of notifications makes one refresh: this long after the last of them, and at the latest this long after the
 # first one.
 QUIET_SECONDS, LONGEST_QUIET_SECONDS = 2.0, 10.0
-# What opens the listeners waits this long for the first directory, if none was kept.
-FIRST_SECONDS = 20.0
 # Changed settings count after this at the latest.
 LAYOUT_SECONDS = 5.0
 # A replica leaves the source alone while another one has asked it within this share of the interval, and gives that
@@ -58,9 +57,9 @@ LAYOUT_SECONDS = 5.0
 FRESH_SHARE, TURN_SHARE = 0.9, 1.1
 # How often another replica may publish while we do.
 ATTEMPTS = 10
-PEOPLE, GROUPS, MEMBERSHIPS = "people", "groups", "memberships"
+PEOPLE, ENABLED, GROUPS, MEMBERSHIPS, RULES = "people", "enabled people", "groups", "memberships", "sudo rules"
 # Losses below these are everyday's, whatever share they are; shares of small numbers say nothing.
-LEAST = {PEOPLE: 3, GROUPS: 3, MEMBERSHIPS: 10}
+LEAST = {PEOPLE: 3, ENABLED: 3, GROUPS: 3, MEMBERSHIPS: 10, RULES: 5}
 
 
 class Trigger(Enum):
@@ -82,11 +81,12 @@ class Outcome(Enum):
 @dataclass(slots=True)
 class _Request:
     """
+    :ivar accepted: losses that an administrator has seen and accepts, up to their numbers.
     :ivar scheduled: by the clock, not by somebody; its failure makes the next one come sooner.
     """
 
     trigger: Trigger = Trigger.POLL
-    accept_shrink: bool = False
+    accepted: tuple[Loss, ...] = ()
     scheduled: bool = False
     waiters: list[Deferred[Outcome]] = field(default_factory=list)
 
@@ -130,8 +130,7 @@ class Refresh(Service):
         self._now = now
         self._monotonic = monotonic
         self._work: Deferred[None] | None = None
-        self._settled: list[Deferred[None]] = []
-        self._is_settled = False
+        self._settling = Settling(clock)
         self._unsubscribe: Callable[[], None] = lambda: None
         # what the loop has to do next, and how it is woken
         self._requested: _Request | None = None
@@ -168,29 +167,22 @@ class Refresh(Service):
         request, self._requested = self._requested, None
         if request is not None:
             _answer(request, Outcome.FAILED)
-        self._settle()
+        self._settling.settle()
         return work
 
     async def settled(self) -> None:
         """Until there is something to serve, or the first refresh has failed, or it takes too long."""
-        if self._is_settled:
-            return
-        waiting: Deferred[None] = Deferred()
-        self._settled.append(waiting)
-        timer = self._clock.callLater(FIRST_SECONDS, _fire, waiting)
-        try:
-            await waiting
-        finally:
-            if timer.active():
-                timer.cancel()
+        await self._settling.wait()
 
     async def now(self, accept_shrink: bool = False) -> Outcome:
         """
         Read the source from here on; a refresh that is under way has to end first, for it may have read before.
 
-        :param accept_shrink: take what it says whatever vanishes with it, this time.
+        :param accept_shrink: accept the loss for which the last refresh was refused, this time; not a larger one, which
+            the source may have come to meanwhile.
         """
-        return await self._ask(_Request(accept_shrink=accept_shrink))
+        refusal = self._directory.status().refusal if accept_shrink else None
+        return await self._ask(_Request(accepted=refusal.losses if refusal is not None else ()))
 
     def notify(self) -> None:
         """The source says that it has changed. Refreshes when no more of these come, and never late."""
@@ -228,7 +220,7 @@ class Refresh(Service):
         if waiting is None:
             self._requested = request
         else:
-            waiting.accept_shrink |= request.accept_shrink
+            waiting.accepted += request.accepted
             waiting.waiters += request.waiters
             if request.trigger is Trigger.WEBHOOK:
                 waiting.trigger = Trigger.WEBHOOK
@@ -236,13 +228,7 @@ class Refresh(Service):
 
     def _stir(self) -> None:
         if self._wake is not None:
-            _fire(self._wake)
-
-    def _settle(self) -> None:
-        self._is_settled = True
-        waiting, self._settled = self._settled, []
-        for waiter in waiting:
-            _fire(waiter)
+            fire(self._wake)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
     async def _run(self) -> None:
@@ -253,7 +239,7 @@ class Refresh(Service):
                 request = await self._next()
                 if request is not None:
                     await self._round(request)
-                    self._settle()
+                    self._settling.settle()
                 await self._tidy()
         except CancelledError:
             return
@@ -267,7 +253,7 @@ class Refresh(Service):
                 break
             except StorageUnavailable as problem:
                 self._failed(f"the database does not answer: {problem.reason}", True)
-                self._settle()
+                self._settling.settle()
                 await self._sleep(self._due - self._monotonic())
         if self._directory.ready:
             status = self._directory.status()
@@ -277,7 +263,7 @@ class Refresh(Service):
                 groups=status.groups,
                 age=int(status.age_seconds or 0),
             )
-            self._settle()
+            self._settling.settle()
         self._due = self._monotonic()
 
     async def _next(self) -> _Request | None:
@@ -354,7 +340,7 @@ class Refresh(Service):
         try:
             if request.scheduled and await self._done_elsewhere():
                 return Outcome.UNCHANGED
-            outcome = await self._refresh(request.accept_shrink)
+            outcome = await self._refresh(request.accepted)
         except SourceUnavailable as problem:
             reason, wait = problem.reason, min(problem.retry_after, LONGEST_WAIT_SECONDS)
         except SourceRefused as problem:
@@ -411,18 +397,13 @@ class Refresh(Service):
         self._due = self._monotonic() + TURN_SHARE * self._interval - age
         return True
 
-    async def _refresh(self, accept_shrink: bool) -> Outcome:
+    async def _refresh(self, accepted: Sequence[Loss]) -> Outcome:
         asked_at = self._now()
         source = await self._source.fetch()
         self._asked = True
-        try:
-            return await self._take(source, accept_shrink, asked_at)
-        finally:
-            rest = _let_go(source)
-            del source
-            await self._sliced(rest)
+        return await self._take(source, accepted, asked_at)
 
-    async def _take(self, source: Source, accept_shrink: bool, asked_at: datetime) -> Outcome:
+    async def _take(self, source: Source, accepted: Sequence[Loss], asked_at: datetime) -> Outcome:
         for _ in range(ATTEMPTS):
             await self._catch_up(own=False)
             edition = self._publication.edition
@@ -440,12 +421,12 @@ class Refresh(Service):
                     self._directory.confirmed(asked_at)
                     self._log.debug("directory: unchanged")
                     return Outcome.UNCHANGED
-                return await self._publish(divided, layout, accept_shrink, asked_at)
+                return await self._publish(divided, layout, accepted, asked_at)
             except Conflict:
                 continue
         raise Conflict
 
-    async def _publish(self, divided: Divided, layout: Layout, accept_shrink: bool, asked_at: datetime) -> Outcome:
+    async def _publish(self, divided: Divided, layout: Layout, accepted: Sequence[Loss], asked_at: datetime) -> Outcome:
         """:raise Conflict: another replica was faster."""
         if divided.rejected:
             self._log.warn(
@@ -457,9 +438,11 @@ class Refresh(Service):
         built = await self._build(divided.source, numbers, layout)
         stamped = await self._publication.restamped(built.drafts)
         counts = entry_counts(built)
-        losses = await self._sliced(_losses(self._publication.edition, divided.source, counts, stamped.gone))
+        served = self._directory.served
+        rules = entry_counts(served.built)[Kind.ROLE] if served is not None else 0
+        losses = await self._sliced(_losses(self._publication.edition, rules, divided.source, counts, stamped.gone))
         too_large = [loss for loss in losses if self._too_large(loss)]
-        if too_large and not accept_shrink:
+        if not all(any(one.what == loss.what and loss.lost <= one.lost for one in accepted) for loss in too_large):
             await self._refuse(Refusal(at=asked_at, losses=tuple(too_large)))
             return Outcome.REFUSED
         if too_large:
@@ -555,7 +538,8 @@ class Refresh(Service):
                     )
                 self._differs = True
                 theirs = {key: edition.stamps[key] for key in stamped.changed if key in edition.stamps}
-                stamps = {**stamps, **theirs}
+                own_stamps = await self._sliced(Stamps.of(stamps))
+                stamps = await self._sliced(own_stamps.followed(theirs))
                 snapshot = await self._snapshot(built, layout, stamps, stamped)
             else:
                 self._publication.stamped(built.drafts)
@@ -605,39 +589,42 @@ class Refresh(Service):
         return await sliced(work, self._clock, self._monotonic)
 
 
-def _let_go(source: Source) -> Generator[None, None, None]:
-    """Free what nobody needs any more a little at a time: 100,000 people at once would hold the reactor."""
-    users, groups = list(source.users), list(source.groups)
-    del source
-    while users:
-        del users[-1000:]
-        yield
-    while groups:
-        del groups[-100:]
-        yield
-
-
 def _losses(
-    before: Edition, source: Source, counts: Mapping[Kind, int], gone: Collection[str]
+    before: Edition, rules: int, source: Source, counts: Mapping[Kind, int], gone: Collection[str]
 ) -> Generator[None, None, list[Loss]]:
-    """What would vanish: the ones that are not there any more, and not only how many fewer there are."""
-    missing = {Kind.PERSON: 0, Kind.GROUP: 0}
+    """
+    What would vanish: the ones that are not there any more, and not only how many fewer there are.
+
+    :param rules: how many are served now.
+    """
+    missing = {"person": 0, "group": 0, "rule": 0}
     for number, key in enumerate(gone):
         if number % 5000 == 0:
             yield
-        for kind in missing:
-            missing[kind] += key.startswith(f"{kind.value}:")
+        kind = key.partition(":")[0]
+        if kind in missing:
+            missing[kind] += 1
     members = [
         sum(len(group.member_ids) for group in groups)
         for groups in (before.divided.source.groups if before.divided else (), source.groups)
     ]
-    yield
+    enabled = []
+    for users in (before.divided.source.users if before.divided else (), source.users):
+        count = 0
+        for start in range(0, len(users), 5000):
+            count += sum(not user.disabled for user in users[start : start + 5000])
+            yield
+        enabled.append(count)
+    people = max(missing["person"], before.people - counts[Kind.PERSON])
     return [
         Loss(what=what, before=whole, lost=lost)
         for what, whole, lost in (
-            (PEOPLE, before.people, max(missing[Kind.PERSON], before.people - counts[Kind.PERSON])),
-            (GROUPS, before.groups, max(missing[Kind.GROUP], before.groups - counts[Kind.GROUP])),
+            (PEOPLE, before.people, people),
+            # beside those that are gone altogether: who is switched off has neither keys nor rules any more
+            (ENABLED, enabled[0], enabled[0] - enabled[1] - people),
+            (GROUPS, before.groups, max(missing["group"], before.groups - counts[Kind.GROUP])),
             (MEMBERSHIPS, members[0], members[0] - members[1]),
+            (RULES, rules, max(missing["rule"], rules - counts[Kind.ROLE])),
         )
         if lost > 0
     ]
@@ -666,8 +653,3 @@ def _answer(request: _Request, outcome: Outcome) -> None:
     for waiter in request.waiters:
         if not waiter.called:
             waiter.callback(outcome)
-
-
-def _fire(waiting: Deferred[None]) -> None:
-    if not waiting.called:
-        waiting.callback(None)

@@ -104,12 +104,14 @@ class _Page(Generic[Row]):
     """
     :ivar total_items: None: not told.
     :ivar members: of users: by group, who of this page is in it; None: not told.
+    :ivar rows: what the rows are known by; None: they do not stand by themselves in the answer.
     """
 
     items: tuple[Row, ...]
     total_pages: int
     total_items: int | None
     members: Mapping[str, tuple[str, ...]] | None = None
+    rows: tuple[str, bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +181,8 @@ class PocketID:
         by whoever made it.
     :param clock: an ``IReactorTime``.
     :param base_url: where PocketID is, without ``/api``.
+    :param known: what is served when the first fetch begins, from before a restart: people who did not change since are
+        these objects, so that memory has everybody once.
     """
 
     _log = Logger()
@@ -192,6 +196,7 @@ class PocketID:
         base_url: str,
         api_key: str,
         monotonic: Monotonic = time.perf_counter,
+        known: Callable[[], Source] = Source,
     ) -> None:
         self._fetch = Fetch(http, clock)
         self._clock, self._now, self._monotonic = clock, now, monotonic
@@ -202,6 +207,10 @@ class PocketID:
         self._turn = DeferredLock()
         self._kept = _Kept(source=Source(), details={}, answers={}, user_by_id={}, group_by_id={})
         self._warned: set[str] = set()
+        self._known = known
+        # of the first fetch
+        self._earlier_users: Mapping[str, SourceUser] = {}
+        self._earlier_groups: Mapping[str, SourceGroup] = {}
 
     # -- PeopleSource -------------------------------------------------------------------------------------------------
     async def fetch(self) -> Source:
@@ -225,23 +234,37 @@ class PocketID:
     async def _read(self) -> Source:
         kept = self._kept
         reading = _Reading(pages={}, details={})
+        if not kept.answers:
+            earlier = self._known()
+            self._earlier_users = await self._sliced(_in_order(earlier.users, None))
+            self._earlier_groups = await self._sliced(_in_order(earlier.groups, None))
         users, user_order = await self._listing(_USERS, self._user_page, kept.users, kept.user_by_id, reading)
         groups, group_order = await self._listing(_GROUPS, self._group_page, kept.groups, kept.group_by_id, reading)
         same_users, same_groups = _identical(users, kept.users), _identical(groups, kept.groups)
-        if same_groups:  # the same pages come in the order that was found for them before
+        same_listed: bool = same_groups or await self._sliced(_same_ids(groups, kept.groups))
+        if same_listed:  # what is listed as before comes in the order that was found for it before
             group_order = kept.group_order
-        members = kept.members if same_users else await self._sliced(_memberships(users))
+        members = kept.members
+        if not await self._sliced(_same_members(users, kept.users)):
+            members = await self._sliced(_memberships(users))
         await self._details(groups, members, reading)
         if same_users and same_groups and _same_details(reading.details, kept.details):
             source, user_by_id, group_by_id = kept.source, kept.user_by_id, kept.group_by_id
         else:
             if same_users:
                 user_by_id = kept.user_by_id
+            elif len(kept.user_by_id) == sum(len(page.items) for page in users) and (
+                await self._sliced(_same_ids(users, kept.users))
+            ):
+                # who changed takes the old place
+                user_by_id = dict(kept.user_by_id)
+                user_by_id.update(await self._sliced(_changed(users, kept.users)))
             else:
                 people = (user for page in users for user in page.items)
                 user_by_id = await self._sliced(_in_order(people, user_order))
             listed = (item for page in groups for item in page.items)
-            made = _groups(listed, members, reading.details, user_by_id, kept.group_by_id)
+            known_groups = kept.group_by_id or self._earlier_groups
+            made = _groups(listed, members, reading.details, user_by_id, known_groups)
             group_by_id = await self._sliced(_in_order(made, group_order))
             source = Source(users=tuple(user_by_id.values()), groups=tuple(group_by_id.values()))
             if _identical(source.users, kept.source.users) and _identical(source.groups, kept.source.groups):
@@ -257,6 +280,7 @@ class PocketID:
             user_by_id=user_by_id,
             group_by_id=group_by_id,
         )
+        self._earlier_users, self._earlier_groups = {}, {}
         return source
 
     # -- listings -----------------------------------------------------------------------------------------------------
@@ -286,7 +310,8 @@ class PocketID:
             try:
                 await self._pages(kind, "createdAt" if by_creation else kind.unique, parse, reading, found)
                 pages = [found[number] for number in sorted(found)]
-                if _identical(pages, before):
+                same: bool = _identical(pages, before) or await self._sliced(_same_ids(pages, before))
+                if same:
                     return pages, None
                 ids: dict[str, None] = await self._sliced(_ids(kind.name, pages))
             except _Shifted as e:
@@ -325,8 +350,7 @@ class PocketID:
             what = f"page {number} of the {kind.name}"
             raw = await self._get(f"{kind.path}?{urlencode(query)}", what, PAGE_BYTES)
             assert raw is not None
-            made: _Page[Row] = await self._parsed(kind.name, what, raw, parse, reading)
-            return made
+            return await self._parsed_page(kind, what, raw, parse, reading)
 
         first = await page(1)
         if first.total_pages > MAX_PAGES:
@@ -378,6 +402,39 @@ class PocketID:
             self._warned.add(id)
             self._log.warn("PocketID: nothing can be asked about group {id!r}: its id is none of a URL", id=id[:128])
 
+    async def _parsed_page(
+        self,
+        kind: _Kind,
+        what: str,
+        raw: bytes,
+        parse: Callable[[str], Generator[None, None, _Page[Row]]],
+        reading: _Reading,
+    ) -> _Page[Row]:
+        """
+        What a page means. Somebody who comes or goes changes the count that stands on all pages, so the rows count by
+        themselves: those that are known are not parsed again.
+        """
+        whole = kind.name, blake2b(raw, digest_size=16).digest()
+        known: _Page[Row] | None = reading.pages.get(whole) or self._kept.answers.get(whole)
+        parted = None if known is not None else _parted(raw)
+        if parted is not None:
+            head, said = parted
+            rows = f"rows of {kind.name}", blake2b(head, digest_size=16).digest()
+            before: _Page[Row] | None = reading.pages.get(rows) or self._kept.answers.get(rows)
+            if before is not None:
+                try:
+                    known = replace(before, **_said(said), rows=rows)
+                except _Malformed as e:
+                    raise SourceUnavailable(f"PocketID: {what}: {e}") from None
+            else:
+                known = replace(await self._parsed(kind.name, what, raw, parse, reading), rows=rows)
+        if known is None:
+            return await self._parsed(kind.name, what, raw, parse, reading)
+        reading.pages[whole] = known
+        if known.rows is not None:
+            reading.pages[known.rows] = known
+        return known
+
     # -- what the answers mean ----------------------------------------------------------------------------------------
     async def _parsed(
         self,
@@ -403,7 +460,7 @@ class PocketID:
     def _user_page(self, text: str) -> Generator[None, None, _Page[SourceUser]]:
         users: list[SourceUser] = []
         members: dict[str, list[str]] | None = {}
-        known = self._kept.user_by_id
+        known = self._kept.user_by_id or self._earlier_users
 
         def take(value: Any) -> None:
             nonlocal members
@@ -546,6 +603,46 @@ def _ids(name: str, pages: Sequence[_Page[Any]]) -> Generator[None, None, dict[s
     if len(ids) != (rows if total is None else total):
         raise _Shifted(f"{len(ids)} different {name} of {rows if total is None else total}")
     return ids
+
+
+def _same_ids(pages: Sequence[_Page[Any]], before: Sequence[_Page[Any]]) -> Generator[None, None, bool]:
+    """Whether the same ones are listed in the same places as before."""
+    if len(pages) != len(before):
+        return False
+    for page, old in zip(pages, before, strict=True):
+        if page is not old:
+            yield
+            same = page.total_items == old.total_items and len(page.items) == len(old.items)
+            if not same or any(item.id != was.id for item, was in zip(page.items, old.items, strict=True)):
+                return False
+    return True
+
+
+def _same_members(
+    pages: Sequence[_Page[SourceUser]], before: Sequence[_Page[SourceUser]]
+) -> Generator[None, None, bool]:
+    """Whether the pages tell the same memberships as before."""
+    if len(pages) != len(before):
+        return False
+    for page, old in zip(pages, before, strict=True):
+        if page is not old:
+            yield
+            if page.members != old.members:
+                return False
+    return True
+
+
+def _changed(
+    pages: Sequence[_Page[SourceUser]], before: Sequence[_Page[SourceUser]]
+) -> Generator[None, None, dict[str, SourceUser]]:
+    """Users who are not as before, by id; of one that is listed twice the first."""
+    changed: dict[str, SourceUser] = {}
+    for page, old in zip(pages, before, strict=True):
+        if page is not old:
+            yield
+            for user in page.items:
+                changed.setdefault(user.id, user)
+    return changed
 
 
 def _without(known: Iterable[str], ids: Mapping[str, None]) -> Generator[None, None, set[str]]:
@@ -710,6 +807,11 @@ def _page(text: str, take: Callable[[Any], None]) -> Generator[None, None, Calla
     envelope = yield from _document(text, "data", take)
     if envelope is None:
         return lambda count: {"total_pages": 1, "total_items": count}
+    said = _said(envelope)
+    return lambda count: said
+
+
+def _said(envelope: Mapping[str, Any]) -> dict[str, Any]:
     pagination = _object(envelope.get("pagination"), "its pagination")
     said = {
         "total_pages": _count(pagination, "totalPages", "its pagination"),
@@ -717,7 +819,27 @@ def _page(text: str, take: Callable[[Any], None]) -> Generator[None, None, Calla
     }
     if said["total_pages"] is None:
         raise _Malformed("totalPages of its pagination is missing")
-    return lambda count: said
+    return said
+
+
+# Around the rows of a page, and longer than what is said after them.
+_BEFORE_ROWS, _AFTER_ROWS, _MOST_SAID = b'{"data":[', b'],"pagination":{', 1000
+
+
+def _parted(raw: bytes) -> tuple[bytes, dict[str, Any]] | None:
+    """
+    The beginning of a page up to the end of its rows, and what is said after them; None: it is written another way.
+
+    What comes after the rows is JSON by itself, so that it is no part of a text in a row.
+    """
+    at = raw.rfind(_AFTER_ROWS, -_MOST_SAID)
+    if at < 0 or not raw.startswith(_BEFORE_ROWS):
+        return None
+    try:
+        said = json.loads(b"{" + raw[at + 2 :])
+    except (ValueError, RecursionError):
+        return None
+    return (raw[: at + 1], said) if said.keys() == {"pagination"} else None
 
 
 def _user(value: Any, position: int) -> tuple[SourceUser, tuple[str, ...] | None]:

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import binascii
 import json
+import operator
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar
 
 from identree.directory.draft import Stamp
 from identree.directory.source import Claims, Source, SourceGroup, SourceUser
+from identree.directory.stamps import Stamps, bucket
 
 T = TypeVar("T", SourceUser, SourceGroup)
 
@@ -30,8 +32,6 @@ FORM = 1
 # latest after this many items.
 _USER_MASK, _MOST_USERS = 0x7F, 1024
 _GROUP_MASK, _MOST_GROUPS = 0x0F, 128
-# Into how many pieces stamps are dealt; 100,000 people make about 800 in each.
-BUCKETS = 256
 # Member ids on one line: what is decoded at once.
 _MEMBERS_PER_LINE = 500
 # Items between two yields: about a millisecond.
@@ -129,22 +129,43 @@ class Divided:
 
 
 def _identical(one: Sequence[object], other: Sequence[object]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def divide(source: Source, before: Divided | None) -> Generator[None, None, Divided]:
     """Cut it into blocks; those that ``before`` has too are taken from there, with their names."""
     rejected: list[str] = []
-    users = yield from _blocks(source.users, before.users if before else (), _USER_MASK, _MOST_USERS, rejected)
-    groups = yield from _blocks(source.groups, before.groups if before else (), _GROUP_MASK, _MOST_GROUPS, rejected)
+    old_users, old_groups = (before.users, before.groups) if before else ((), ())
+    users = yield from _same_blocks(source.users, old_users)
+    if users is None:
+        users = yield from _blocks(source.users, old_users, _USER_MASK, _MOST_USERS, rejected)
+    groups = yield from _same_blocks(source.groups, old_groups)
+    if groups is None:
+        groups = yield from _blocks(source.groups, old_groups, _GROUP_MASK, _MOST_GROUPS, rejected)
     if before is not None and _identical(users, before.users) and _identical(groups, before.groups):
         whole = before.source
     else:
-        whole = Source(
-            users=tuple(user for block in users for user in block.items),
-            groups=tuple(group for block in groups for group in block.items),
-        )
+        whole = yield from _whole(source, users, groups)
     return Divided(whole, users, groups, tuple(rejected))
+
+
+def _whole(
+    source: Source, users: Sequence[Block[SourceUser]], groups: Sequence[Block[SourceGroup]]
+) -> Generator[None, None, Source]:
+    """All that is in the blocks: the source itself, if that is made of the same objects."""
+    start = 0
+    for number, block in enumerate(users):
+        if number % 50 == 0:
+            yield
+        end = start + len(block.items)
+        if not _identical(block.items, source.users[start:end]):
+            break
+        start = end
+    all_groups = tuple(group for block in groups for group in block.items)
+    yield
+    if start == len(source.users):
+        return source if _identical(all_groups, source.groups) else Source(users=source.users, groups=all_groups)
+    return Source(users=tuple(user for block in users for user in block.items), groups=all_groups)
 
 
 def assemble(
@@ -179,6 +200,26 @@ def _blocks(
             block = []
     if block:
         blocks.append(_block(block, known))
+    return tuple(blocks)
+
+
+def _same_blocks(items: Sequence[T], before: Sequence[Block[T]]) -> Generator[None, None, tuple[Block[T], ...] | None]:
+    """The blocks of items of which none came, went or moved since; None: some did."""
+    if len(items) != sum(len(block.items) for block in before):
+        return None
+    blocks: list[Block[T]] = []
+    start = 0
+    for number, block in enumerate(before):
+        if number % 20 == 0:
+            yield
+        some = tuple(items[start : start + len(block.items)])
+        start += len(some)
+        if some != block.items:
+            if any(item.id != old.id for item, old in zip(some, block.items, strict=True)):
+                return None
+            yield
+            block = Block(tuple(old if item == old else item for item, old in zip(some, block.items, strict=True)))
+        blocks.append(block)
     return tuple(blocks)
 
 
@@ -321,33 +362,20 @@ def decode_stamps(raw: bytes) -> Generator[None, None, dict[str, Stamp]]:
 
 
 # -- stamps -----------------------------------------------------------------------------------------------------------
-def bucket(key: str) -> int:
-    """Where a stamp stands."""
-    return zlib.crc32(key.encode("utf-8", "surrogatepass")) & (BUCKETS - 1)
-
-
 def dealt(
     stamps: Mapping[str, Stamp], touched: Collection[str] | None
-) -> Generator[None, None, dict[int, dict[str, Stamp]]]:
+) -> Generator[None, None, dict[int, Mapping[str, Stamp]]]:
     """
     The buckets that have to be written, whole.
 
     :param touched: keys that came, changed or went; None: everything.
     """
-    wanted: dict[int, dict[str, Stamp]] = {}
-    for number, key in enumerate(touched or ()):
-        if number % 2000 == 0:
-            yield
-        wanted.setdefault(bucket(key), {})
+    buckets = (yield from Stamps.of(stamps)).buckets
     if touched is None:
-        wanted = {number: {} for number in range(BUCKETS)}
-    if not wanted:
-        return wanted
-    find: Callable[[int], dict[str, Stamp] | None] = wanted.get
-    for number, (key, stamp) in enumerate(stamps.items()):
+        return dict(enumerate(buckets))
+    wanted: set[int] = set()
+    for number, key in enumerate(touched):
         if number % 2000 == 0:
             yield
-        there = find(bucket(key))
-        if there is not None:
-            there[key] = stamp
-    return wanted
+        wanted.add(bucket(key))
+    return {number: buckets[number] for number in wanted}

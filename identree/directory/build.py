@@ -7,9 +7,12 @@ build has the identical draft object, so that the stamps and the snapshot after 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+import operator
+from collections import ChainMap
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import cast
 
 from identree.directory.accounts import (
     access_hosts,
@@ -114,6 +117,27 @@ class RuleReport:
     @property
     def served(self) -> bool:
         return self.draft is not None
+
+
+class _Users(Mapping[str, SourceUser]):
+    """What the people of a build are at the source, by id."""
+
+    __slots__ = ("_people",)
+
+    def __init__(self, people: Mapping[str, Person]) -> None:
+        self._people = people
+
+    def __getitem__(self, id: str) -> SourceUser:
+        return self._people[id].user
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._people
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._people)
+
+    def __len__(self) -> int:
+        return len(self._people)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -317,19 +341,26 @@ def _judged(
     changed: dict[str, SourceUser] = {}
     users: list[SourceUser] = []
     work = 0
-    for user, old in zip(source.users, before.source.users, strict=True):
-        work += 1
+    for start in range(0, len(source.users), ITEMS_AT_A_TIME // 10):
+        some = source.users[start : start + ITEMS_AT_A_TIME // 10]
+        others = before.source.users[start : start + ITEMS_AT_A_TIME // 10]
+        work += 50
         if work >= SLICE:
             work = 0
             yield
-        if user is old or user == old:
-            users.append(old)
+        if some == others:
+            users += others
             continue
-        if (user.id, user.username, user.created_at) != (old.id, old.username, old.created_at):
-            return (yield from anew())
-        users.append(user)
-        if before.judged.people.get(old.id) is old:
-            changed[user.id] = user
+        yield
+        for user, old in zip(some, others, strict=True):
+            if user is old or user == old:
+                users.append(old)
+                continue
+            if (user.id, user.username, user.created_at) != (old.id, old.username, old.created_at):
+                return (yield from anew())
+            users.append(user)
+            if before.judged.people.get(old.id) is old:
+                changed[user.id] = user
     groups: dict[str, SourceGroup] = {}
     for group, old_group in zip(source.groups, before.source.groups, strict=True):
         if (group.id, group.name, group.created_at) != (old_group.id, old_group.name, old_group.created_at):
@@ -339,8 +370,7 @@ def _judged(
     yield
     people = before.judged.people
     if changed:
-        people = yield from copied(people)
-        people.update(changed)
+        people = ChainMap(changed, cast("dict[str, SourceUser]", people))
     return Judgement(people=people, groups=groups, withheld=before.judged.withheld), changed, users
 
 
@@ -391,18 +421,15 @@ def _canonical(
 ) -> Generator[None, None, tuple[Source, Judgement]]:
     """The source and the judgement, with the objects that the build keeps in the place of their equals."""
     work = 0
-    served: Mapping[str, SourceUser] = judged.people
     if not users:
-        own: dict[str, SourceUser] = {}
         for user in source.users:
             work += 1
             if work >= SLICE * 2:
                 work = 0
                 yield
             if judged.people.get(user.id) is user:
-                user = own[user.id] = people[user.id].user
+                user = people[user.id].user
             users.append(user)
-        served = own
     kept: list[SourceGroup] = []
     mine: dict[str, SourceGroup] = {}
     for group in source.groups:
@@ -414,10 +441,20 @@ def _canonical(
             group = mine[group.id] = groups[group.id].group
         kept.append(group)
     yield
-    return (
-        Source(users=tuple(users), groups=tuple(kept)),
-        Judgement(people=served, groups=mine, withheld=judged.withheld),
-    )
+    same_users = yield from _identical(users, source.users)
+    yield
+    whole = Source(users=source.users if same_users else tuple(users), groups=tuple(kept))
+    return whole, Judgement(people=_Users(people), groups=mine, withheld=judged.withheld)
+
+
+def _identical(these: Sequence[object], those: Sequence[object]) -> Generator[None, None, bool]:
+    """Whether they are the same objects; both have one length."""
+    for start in range(0, len(these), ITEMS_AT_A_TIME):
+        yield
+        end = start + ITEMS_AT_A_TIME
+        if not all(map(operator.is_, these[start:end], those[start:end])):
+            return False
+    return True
 
 
 def build_bridge(
@@ -539,6 +576,17 @@ def _meets(moved: set[str], ids: tuple[str, ...]) -> Generator[None, None, bool]
     return False
 
 
+def _among(wanted: set[str], ids: tuple[str, ...]) -> Generator[None, None, set[str]]:
+    """Those of the ids that are wanted."""
+    if len(ids) <= ITEMS_AT_A_TIME:
+        return wanted.intersection(ids)
+    found: set[str] = set()
+    for start in range(0, len(ids), ITEMS_AT_A_TIME):
+        found |= wanted.intersection(ids[start : start + ITEMS_AT_A_TIME])
+        yield
+    return found
+
+
 def _update(into: set[str], ids: Iterable[str]) -> Generator[None, None, None]:
     rest = iter(ids)
     while some := tuple(islice(rest, ITEMS_AT_A_TIME)):
@@ -633,12 +681,13 @@ def _of_people(
         for made in groups.values():
             if not made.hosts and not bis:
                 continue
-            for id in made.member_ids:
+            concerned = yield from _among(affected, made.member_ids)
+            for id in concerned:
                 work += 1
                 if work >= SLICE * 4:
                     work = 0
                     yield
-                if id not in affected or id not in people:
+                if id not in people:
                     continue
                 work += 8
                 if made.hosts:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 # A DN of ours is under 1,000 characters: a base DN of 512 at most, and a name of 64.
 MAX_CHARACTERS = 8192
 MAX_RDNS = 128
+# Of a DN with other characters than ASCII: one of them may fold to eighteen.
+MAX_FOLDED_CHARACTERS = 1024
 
 # Other names of the types that RFC 4514 section 3 wants known, and of those that name entries here.
 _SHORT = {
@@ -112,9 +114,9 @@ def parse(text: str) -> DN:
     """
     Read a DN, tolerating spaces around its separators, and ``;`` for ``,`` as RFC 2253 asks.
 
-    :raise ValueError: the text is no DN, or longer than :data:`MAX_CHARACTERS`; the message does not repeat it.
+    :raise ValueError: the text is no DN, or longer than :data:`MAX_CHARACTERS` allows; the message does not repeat it.
     """
-    if len(text) > MAX_CHARACTERS:
+    if len(text) > (MAX_CHARACTERS if text.isascii() else MAX_FOLDED_CHARACTERS):
         raise ValueError("the DN is too long")
     if not text.strip(" "):
         return DN((), ())

@@ -74,3 +74,38 @@ def search_entry(dn: bytes, attributes: bytes) -> bytes:
     header = SEQUENCE_HEADERS[size] if size < TABLED_LENGTHS else b"\x30" + length(size)
     size += len(dn) + len(header)
     return b"".join((ENTRY_HEADERS[size] if size < TABLED_LENGTHS else b"\x64" + length(size), dn, header, attributes))
+
+
+def values_of(piece: bytes) -> tuple[bytes, ...]:
+    """The values in a PartialAttribute that was written here."""
+    if piece[1] < 0x80:
+        # everything in it is short; most have one value
+        at = piece[3] + 6
+        if at == len(piece):
+            return ()
+        size = piece[at + 1]
+        first = at + 2 + size
+        if first == len(piece):
+            return (piece[at + 2 :],)
+        values = [piece[at + 2 : first]]
+        at = first
+    else:
+        values = []
+        _, at = _content(piece, 0)
+        size, at = _content(piece, at)
+        _, at = _content(piece, at + size)
+    end = len(piece)
+    while at < end:
+        size, at = _content(piece, at)
+        values.append(piece[at : at + size])
+        at += size
+    return tuple(values)
+
+
+def _content(raw: bytes, at: int) -> tuple[int, int]:
+    """Length and place of the content of the element that begins there."""
+    size = raw[at + 1]
+    if size < 0x80:
+        return size, at + 2
+    start = at + 2 + (size & 0x7F)
+    return int.from_bytes(raw[at + 2 : start], "big"), start

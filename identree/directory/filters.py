@@ -11,7 +11,7 @@ matching rule, and of a match that its type does not define. An attribute that i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from .schema import AttributeType, Rule
 
 E_contra = TypeVar("E_contra", contravariant=True)
 E = TypeVar("E")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,31 @@ def terms(filter: Filter) -> int:
     return 1 + terms(filter.part) if isinstance(filter, Not) else 1
 
 
+def dear(value: bytes) -> bool:
+    """Whether a value may take up to half a microsecond per byte to normalise, and not next to nothing."""
+    return (
+        not value.isascii()
+        or b"  " in value
+        or b"\\" in value
+        # a DN that is not its own normal form
+        or (b"=" in value and (b"+" in value or b" " in value or value != value.lower()))
+    )
+
+
+def dear_bytes(filter: Filter) -> int:
+    """Of assertion values that are :func:`dear`."""
+    if isinstance(filter, (And, Or)):
+        return sum(map(dear_bytes, filter.parts))
+    if isinstance(filter, Not):
+        return dear_bytes(filter.part)
+    if isinstance(filter, Present):
+        return 0
+    if isinstance(filter, Substrings):
+        parts = [filter.initial or b"", *filter.middle, filter.final or b""]
+        return sum(len(part) for part in parts if dear(part))
+    return len(filter.value) if dear(filter.value) else 0
+
+
 Verdict = bool | None
 Test = Callable[[E], Verdict]
 Values = Callable[[E], Sequence[bytes]]
@@ -147,17 +173,23 @@ def compile(filter: Filter, shape: Shape[E]) -> Verdict | Test[E]:
     return _join([_item(filter, type_, shape) for type_ in types], absorbing=True)
 
 
-def _join(parts: Iterable[Verdict | Test[E]], absorbing: bool) -> Verdict | Test[E]:
-    """Conjunction (``absorbing`` False) or disjunction (True) of three-valued parts."""
+def _open(parts: Iterable[Verdict | T], absorbing: bool) -> tuple[Verdict, list[T]]:
+    """What constant parts of a conjunction (``absorbing`` False) or disjunction (True) come to, and the others."""
     rest: Verdict = not absorbing
-    tests: list[Test[E]] = []
+    tests: list[T] = []
     for part in parts:
-        if callable(part):
-            tests.append(part)
-        elif part is absorbing:
-            return absorbing
-        elif part is None:
+        if part is absorbing:
+            return absorbing, []
+        if part is None:
             rest = None
+        elif not isinstance(part, bool):
+            tests.append(part)
+    return rest, tests
+
+
+def _join(parts: Iterable[Verdict | Test[E]], absorbing: bool) -> Verdict | Test[E]:
+    """Conjunction or disjunction of three-valued parts, see :func:`_open`."""
+    rest, tests = _open(parts, absorbing)
     if not tests:
         return rest
     if len(tests) == 1 and rest is not None:
@@ -191,22 +223,41 @@ def _negation(part: Verdict | Test[E]) -> Verdict | Test[E]:
     return test
 
 
-def _alternatives(parts: tuple[Filter, ...], shape: Shape[E]) -> list[Verdict | Test[E]]:
-    """The parts of an Or; equalities of one attribute become one look into a set, and that comes first."""
-    wanted: dict[str, set[bytes]] = {}
-    found: list[Verdict | Test[E]] = []
+def alternatives(parts: Sequence[Filter]) -> tuple[dict[AttributeType, set[bytes]], list[Filter]]:
+    """
+    The parts of an Or: normalised values that an attribute may be equal to, and what is left.
+
+    Of equalities that are Undefined one is left, as an Or is the same with one of them as with many.
+    """
+    wanted: dict[AttributeType, set[bytes]] = {}
+    rest: list[Filter] = []
+    undefined: Equal | None = None
     for part in parts:
         if isinstance(part, Equal):
             types = schema.known(part.attribute)
             if types is not None and len(types) == 1 and types[0].key != "objectclass":
                 value = types[0].normalise(part.value)
                 if value is None:
-                    found.append(None)
+                    undefined = part
                 else:
-                    wanted.setdefault(types[0].key, set()).add(value)
+                    values = wanted.get(types[0])
+                    if values is None:
+                        values = wanted[types[0]] = set()
+                    values.add(value)
                 continue
-        found.append(compile(part, shape))
-    return [*(_any_of(schema.BY_NAME[key], frozenset(values), shape) for key, values in wanted.items()), *found]
+        rest.append(part)
+    if undefined is not None:
+        rest.append(undefined)
+    return wanted, rest
+
+
+def _alternatives(parts: tuple[Filter, ...], shape: Shape[E]) -> list[Verdict | Test[E]]:
+    """The parts of an Or; equalities of one attribute become one look into a set, and that comes first."""
+    wanted, rest = alternatives(parts)
+    return [
+        *(_any_of(type_, frozenset(values), shape) for type_, values in wanted.items()),
+        *(compile(part, shape) for part in rest),
+    ]
 
 
 def _any_of(type_: AttributeType, wanted: frozenset[bytes], shape: Shape[E]) -> Verdict | Test[E]:
@@ -253,6 +304,9 @@ def _item(filter: _Item, type_: AttributeType, shape: Shape[E]) -> Verdict | Tes
 
 def _equality(type_: AttributeType, wanted: bytes, read: Values[E]) -> Test[E]:
     normalise = type_.normalise
+    if normalise is schema.integer:
+        # a number has one normal form and nothing else is a number: there is nothing to fold
+        return lambda entry: wanted in read(entry)
 
     def test(entry: E) -> Verdict:
         for value in read(entry):  # noqa: SIM110  # see above
@@ -323,7 +377,7 @@ def _prepared(filter: Substrings, type_: AttributeType) -> tuple[bytes, tuple[by
     def prepare(part: bytes, first: bool = False, last: bool = False) -> bytes | None:
         normal = type_.normalise((b"" if first else b"a") + part + (b"" if last else b"a"))
         if normal is None:
-            return b"" if first or last else None
+            return None
         return normal[0 if first else 1 : len(normal) if last else -1]
 
     initial = b"" if filter.initial is None else prepare(filter.initial, first=True)
@@ -446,6 +500,208 @@ def _in_dn(filter: Extensible, rule: Rule | None, shape: Shape[E]) -> Verdict | 
         return False
 
     return test
+
+
+# --- entries with many values ----------------------------------------------------------------------------------------
+
+# Values that one step looks at: half a millisecond of the slowest rule, that of DNs.
+VALUES_AT_ONCE = 400
+# So many entries are looked through in no time, 2 microseconds; more are a step.
+_FEW_HOLDERS = 100
+# Values of one attribute in an Or that are looked up one by one; for more of them an entry's values are gone through.
+_FEW_WANTED = 8
+
+Steps = Callable[[E], Generator[None, None, Verdict]]
+# Which entries have a (normalised) value of an attribute; None: nobody knows.
+Holders = Callable[[AttributeType, bytes], Sequence[E] | None]
+
+
+def passes(filter: Filter) -> dict[AttributeType | None, int]:
+    """
+    How often a test goes over all values of an attribute, at most; None: of any attribute. Attributes of which there is
+    one value at the most are left out, and the object classes, which the shape decides about.
+    """
+    found: dict[AttributeType | None, int] = {}
+    _count_passes(filter, found)
+    return found
+
+
+def _count_passes(filter: Filter, found: dict[AttributeType | None, int]) -> None:
+    if isinstance(filter, And):
+        for part in filter.parts:
+            _count_passes(part, found)
+    elif isinstance(filter, Or):
+        # equalities of one attribute are one pass
+        merged: set[str] = set()
+        for part in filter.parts:
+            if isinstance(part, Equal):
+                if part.attribute in merged:
+                    continue
+                if len(schema.known(part.attribute) or ()) == 1:
+                    merged.add(part.attribute)
+            _count_passes(part, found)
+    elif isinstance(filter, Not):
+        _count_passes(filter.part, found)
+    elif isinstance(filter, Present):
+        return
+    elif filter.attribute is None:
+        found[None] = found.get(None, 0) + 1
+    else:
+        for type_ in schema.known(filter.attribute) or ():
+            if not type_.single and type_.key != "objectclass":
+                found[type_] = found.get(type_, 0) + 1
+
+
+def stepped(filter: Filter, shape: Shape[E], holders: Holders[E] | None = None) -> Verdict | Steps[E]:
+    """
+    The same meaning as :func:`compile` finds, for an entry that has so many values that one after the other of them
+    must not be looked at in one go: the test is a generator of short steps.
+
+    :param holders: answers what it can about equality instead.
+    """
+    return _stepped(filter, shape, _Values(shape), holders)
+
+
+class _Values:
+    """A shape whose entries are values themselves: some of those that one attribute of an entry has."""
+
+    def __init__(self, shape: Shape[E]) -> None:
+        self.types: Sequence[AttributeType] = shape.types
+        self.classes: frozenset[bytes] = shape.classes
+
+    def reader(self, type_: AttributeType) -> Values[Sequence[bytes]] | None:
+        return (lambda values: values) if type_ in self.types else None
+
+    def dn(self, entry: Sequence[bytes]) -> str:
+        raise NotImplementedError("values have no DN")
+
+
+def _stepped(filter: Filter, shape: Shape[E], some: _Values, holders: Holders[E] | None) -> Verdict | Steps[E]:
+    if isinstance(filter, And):
+        return _join_steps([_stepped(part, shape, some, holders) for part in filter.parts], absorbing=False)
+    if isinstance(filter, Or):
+        wanted, rest = alternatives(filter.parts)
+        parts = [_any_of_steps(type_, values, shape, some, holders) for type_, values in wanted.items()]
+        parts += [_stepped(part, shape, some, holders) for part in rest]
+        return _join_steps(parts, absorbing=True)
+    if isinstance(filter, Not):
+        return _negation_steps(_stepped(filter.part, shape, some, holders))
+    if isinstance(filter, Extensible):
+        return _extensible_steps(filter, shape, some)
+    types = schema.known(filter.attribute)
+    if types is None:
+        return None
+    parts = []
+    for type_ in types:
+        if isinstance(filter, (Equal, Approx)) and type_.key != "objectclass":
+            value = type_.normalise(filter.value)
+            parts.append(None if value is None else _any_of_steps(type_, {value}, shape, some, holders))
+        else:
+            parts.append(_over(type_, _item(filter, type_, some), shape))
+    return _join_steps(parts, absorbing=True)
+
+
+def _join_steps(parts: Iterable[Verdict | Steps[E]], absorbing: bool) -> Verdict | Steps[E]:
+    rest, tests = _open(parts, absorbing)
+    if not tests:
+        return rest
+
+    def steps(entry: E) -> Generator[None, None, Verdict]:
+        outcome = rest
+        for each in tests:
+            verdict = yield from each(entry)
+            if verdict is absorbing:
+                return absorbing
+            if verdict is None:
+                outcome = None
+        return outcome
+
+    return steps
+
+
+def _negation_steps(part: Verdict | Steps[E]) -> Verdict | Steps[E]:
+    if part is None:
+        return None
+    if isinstance(part, bool):
+        return not part
+    inner = part
+
+    def steps(entry: E) -> Generator[None, None, Verdict]:
+        verdict = yield from inner(entry)
+        return None if verdict is None else not verdict
+
+    return steps
+
+
+def _over(type_: AttributeType, test: Verdict | Test[Sequence[bytes]], shape: Shape[E]) -> Verdict | Steps[E]:
+    """Whether some of an attribute's values pass a test."""
+    read = shape.reader(type_)
+    if not callable(test):
+        return test
+    if read is None:
+        return False
+    passed, reader = test, read
+
+    def steps(entry: E) -> Generator[None, None, Verdict]:
+        values = reader(entry)
+        for at in range(0, len(values), VALUES_AT_ONCE):
+            if passed(values[at : at + VALUES_AT_ONCE]) is True:
+                return True
+            yield
+        return False
+
+    return steps
+
+
+def _any_of_steps(
+    type_: AttributeType, wanted: set[bytes], shape: Shape[E], some: _Values, holders: Holders[E] | None
+) -> Verdict | Steps[E]:
+    if holders is not None and len(wanted) <= _FEW_WANTED and shape.reader(type_) is not None:
+        held = [holders(type_, value) for value in wanted]
+        known = [entries for entries in held if entries is not None]
+        if len(known) == len(held):
+            return _join_steps([_among(entries) for entries in known], absorbing=True)
+    return _over(type_, _any_of(type_, frozenset(wanted), some), shape)
+
+
+def _among(entries: Sequence[E]) -> Verdict | Steps[E]:
+    if not entries:
+        return False
+
+    def steps(entry: E) -> Generator[None, None, Verdict]:
+        if len(entries) > _FEW_HOLDERS:
+            yield
+        return entry in entries
+
+    return steps
+
+
+def _extensible_steps(filter: Extensible, shape: Shape[E], some: _Values) -> Verdict | Steps[E]:
+    rule = None if filter.rule is None else schema.RULES.get(filter.rule.lower())
+    if rule is None and filter.rule is not None:
+        return None
+    types: Sequence[AttributeType] | None
+    if filter.attribute is not None:
+        types = schema.known(filter.attribute)
+    elif rule is None or not _usable(rule) or (rule.normalise is not None and rule.normalise(filter.value) is None):
+        types = None
+    else:
+        types = [type_ for type_ in shape.types if _fits(rule, type_)]
+    if types is None:
+        return None
+    parts = [_over(type_, _with_rule(filter.value, rule, type_, some), shape) for type_ in types]
+    if filter.dn_attributes:
+        in_dn = _in_dn(filter, rule, shape)
+        parts.append(in_dn if not callable(in_dn) else _at_once(in_dn))
+    return _join_steps(parts, absorbing=True)
+
+
+def _at_once(test: Test[E]) -> Steps[E]:
+    def steps(entry: E) -> Generator[None, None, Verdict]:
+        yield
+        return test(entry)
+
+    return steps
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ groups by their persons' ids, so that no private group has a group's number.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring
 from types import MappingProxyType
@@ -23,6 +23,9 @@ TOP = 4_294_967_294
 RESERVED = frozenset({65_534, 65_535, 4_294_967_295})
 # Size of uidmap.json, bytes: about 400,000 entries; the deployed limit.
 FILE_LIMIT = 64 * 1024 * 1024
+
+# Ids that are looked up at once: most are known.
+_CHECKED = 500
 
 Space = Literal["uids", "gids"]
 
@@ -110,13 +113,18 @@ class IdMap:
         exhausted: dict[str, None] = {}
         work = 0
         for series, items in ((uids, source.users), (gids, source.groups), (gids, source.users)):
-            for item in items:
-                work += 1
+            for start in range(0, len(items), _CHECKED):
+                work += _CHECKED // 10
                 if work >= SLICE:
                     work = 0
                     yield
-                if not series.give(item.id):
-                    exhausted[item.id] = None
+                ids = [item.id for item in items[start : start + _CHECKED]]
+                if series.known_all(ids):
+                    continue
+                work += _CHECKED
+                for id in ids:
+                    if not series.give(id):
+                        exhausted[id] = None
         return Allocation(
             new_uids=uids.new, new_gids=gids.new, next_uid=uids.next, next_gid=gids.next, exhausted=tuple(exhausted)
         )
@@ -142,6 +150,10 @@ class _Series:
     def __init__(self, known: Mapping[str, int], next_number: int) -> None:
         self._known, self.next = known, next_number
         self.new: dict[str, int] = {}
+
+    def known_all(self, ids: Sequence[str]) -> bool:
+        """Whether each of these had a number before."""
+        return all(map(self._known.__contains__, ids))
 
     def give(self, id: str) -> bool:
         """Whether the id has a number now."""

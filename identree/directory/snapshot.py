@@ -19,35 +19,35 @@ from ipaddress import ip_address
 from typing import Any, Generic, TypeVar
 
 from . import dn, schema
-from .draft import Attributes, Draft, Kind, Stamp
-from .encoding import OCTETS_HEADERS, SEQUENCE, SEQUENCE_HEADERS, SET, SET_HEADERS, octets, tlv
-from .filters import And, Approx, Equal, Filter, GreaterOrEqual, Or, Present
+from .draft import Attributes, Draft, Kind, Stamp, encode_one, encoded_name
+from .filters import And, Approx, Equal, Filter, GreaterOrEqual, Or, Present, alternatives
 from .schema import AttributeType
+from .slices import different
+from .stamps import NONE, Stamps
 
 # Work of one step of a build, in units of about half a microsecond: some 2 ms.
 STEP = 3000
 # What an entry costs that is made anew, beside its values, in the same units.
 _ENTRY_COST = 40
-# Values of one attribute that are encoded in one step.
-_CHUNK = 2000
 # Beyond this many entries with one value, the value selects nothing and is no longer indexed.
 MAX_BUCKET = 2000
 # Last changed entries that a question for changes is answered from; more changes than this are found by a scan.
 MAX_RECENT = 4096
+# What finding candidates may come to, in entries that are looked at, some 0.2 microseconds each; a look into an index
+# counts as five, a changed entry, whose time is to be made, as eight. The largest filter has 5000 terms. Whoever needs
+# more is answered by a scan, in steps.
+MAX_PLANNING = 30_000
+_LOOK_COST = 5
+_CHANGE_COST = 8
 # An index is split so that a change copies little of it, and so that dropping an old one costs little at once.
 _SHARDS = 64
-# A value with a shorter encoding takes the quick way.
-_SHORT_VALUE = 1000
+# Up to so many entries that changed in their places, the next snapshot is the last one with these replaced.
+MAX_REPLACED = 200
 
 BASE, ONE, SUBTREE, SUBORDINATES = range(4)
 
 # Attributes with exact indexes (spec/ldap section 14.8); object classes are decided by the blocks.
 INDEXED = ("uid", "uidNumber", "cn", "gidNumber", "memberUid", "member", "mail", "sudoUser", "sudoHost", "entryUUID")
-# Attributes whose values are mostly the same in many entries: one object serves all of them.
-_SHARED = frozenset(
-    "objectClass loginShell shadowLastChange shadowMin shadowMax shadowWarning shadowExpire accountStatus sudoHost"
-    " sudoRunAsUser sudoRunAsGroup sudoOption".split()
-)
 
 _TIMESTAMP = schema.BY_NAME["modifytimestamp"]
 _CREATED = schema.BY_NAME["createtimestamp"]
@@ -90,11 +90,17 @@ class Shape:
     :ivar classes: normalised object classes, superclasses included.
     """
 
-    __slots__ = ("_positions", "_user", "classes", "key", "pieces", "structural", "types")
+    __slots__ = ("_positions", "_user", "classes", "indexed", "key", "pieces", "structural", "types")
 
     def __init__(self, key: ShapeKey) -> None:
         names, classes, stamped, _ = self.key = key
-        types = tuple(_NAMES[name][0] for name in names)
+        types = tuple(_TYPES[name] for name in names)
+        # what its entries are indexed by: place, name and rule
+        self.indexed = tuple(
+            (place, name, type_.normalise)
+            for place, (name, type_) in enumerate(zip(names, types, strict=True))
+            if name in _INDEXED
+        )
         self.structural = schema.structural_class(classes)
         self.classes = schema.with_superclasses(classes)
         self._user = len(types)
@@ -121,7 +127,7 @@ class Shape:
             return None
         if at < self._user:
             place = at
-            return lambda entry: entry.draft.attributes[place][1]
+            return lambda entry: entry.draft.values_at(place)
         if type_ is _TIMESTAMP:
             return lambda entry: (timestamp(entry.usn),)
         if type_ is _USN:
@@ -165,7 +171,7 @@ class Entry:
         self.stamp = stamp
         self.usn = stamp.usn if stamp is not None else 0
         self.shape = shape
-        self.head = octets(draft.dn.encode())
+        self.head = draft.head
         self.pieces = pieces
         self.normal = normal
         self.parent = parent
@@ -204,25 +210,8 @@ def run(steps: Generator[object, None, T]) -> T:
             return result
 
 
-_NAMES = {type_.name: (type_, octets(type_.name.encode())) for type_ in schema.BY_NAME.values()}
-
-
-def _encode_one(name: bytes, value: bytes) -> bytes:
-    """A PartialAttribute of one value that is shorter than :data:`_SHORT_VALUE`; ``name`` is encoded already."""
-    header = OCTETS_HEADERS[len(value)]
-    size = len(value) + len(header)
-    values = SET_HEADERS[size]
-    return b"".join((SEQUENCE_HEADERS[size + len(values) + len(name)], name, values, header, value))
-
-
-def _encode_many(name: bytes, values: Sequence[bytes]) -> Generator[int, None, bytes]:
-    parts: list[bytes] = []
-    for at in range(0, len(values), _CHUNK):
-        if at:
-            yield _CHUNK
-        parts.append(b"".join(map(octets, values[at : at + _CHUNK])))
-    content = name + tlv(SET, b"".join(parts))
-    return tlv(SEQUENCE, content)
+_TYPES = {type_.name: type_ for type_ in schema.BY_NAME.values()}
+_INDEXED = frozenset(INDEXED)
 
 
 class _Maker:
@@ -230,7 +219,8 @@ class _Maker:
 
     def __init__(self, previous: Snapshot | None) -> None:
         self._shapes: dict[ShapeKey, Shape] = dict(previous.shapes) if previous is not None else {}
-        self._pieces: dict[bytes, bytes] = {}
+        # the same by the encoded object classes
+        self._encoded: dict[tuple[tuple[str, ...], bytes, bool, bool], Shape] = {}
         self._stamped: dict[int, tuple[bytes, bytes]] = {}
         self._parents: dict[str, str] = {}
 
@@ -246,34 +236,34 @@ class _Maker:
         """
         :raise ValueError: the draft has an attribute that the schema lacks.
         """
-        pieces: list[bytes] = []
-        classes: tuple[bytes, ...] = ()
-        for name, values in draft.attributes:
-            known = _NAMES.get(name)
-            if known is None:
+        yield from draft.encoding()
+        pieces = draft.pieces
+        names = draft.names
+        place = names.index("objectClass") if "objectClass" in names else -1
+        key = (names, pieces[place] if place >= 0 else b"", stamp is not None, parental)
+        shape = self._encoded.get(key)
+        if shape is None:
+            shape = self._encoded[key] = self._shape(draft, place, stamp is not None, parental)
+        if stamp is not None:
+            pieces += self._stamp(stamp.usn)
+            draft.share(pieces)
+        return Entry(draft, stamp, shape, pieces, normal, self.parent(normal))
+
+    def _shape(self, draft: Draft, classes: int, stamped: bool, parental: bool) -> Shape:
+        for name in draft.names:
+            if name not in _TYPES:
                 raise ValueError(f"{draft.dn}: the schema has no attribute {name}")
-            if len(values) == 1 and len(values[0]) < _SHORT_VALUE:
-                piece = _encode_one(known[1], values[0])
-            else:
-                piece = yield from _encode_many(known[1], values)
-            if name in _SHARED:
-                piece = self._pieces.setdefault(piece, piece)
-                if name == "objectClass":
-                    classes = values
-            pieces.append(piece)
-        key = (tuple([name for name, _ in draft.attributes]), classes, stamp is not None, parental)
+        key = (draft.names, draft.values_at(classes) if classes >= 0 else (), stamped, parental)
         shape = self._shapes.get(key)
         if shape is None:
             shape = self._shapes[key] = Shape(key)
-        if stamp is not None:
-            pieces += self._stamp(stamp.usn)
-        return Entry(draft, stamp, shape, tuple(pieces), normal, self.parent(normal))
+        return shape
 
     def _stamp(self, usn: int) -> tuple[bytes, bytes]:
         found = self._stamped.get(usn)
         if found is None:
             encoded = (timestamp(usn), b"%d" % usn)
-            pair = [_encode_one(_NAMES[type_.name][1], value) for type_, value in zip(_STAMPED, encoded, strict=True)]
+            pair = [encode_one(encoded_name(type_.name), value) for type_, value in zip(_STAMPED, encoded, strict=True)]
             found = self._stamped[usn] = (pair[0], pair[1])
         return found
 
@@ -303,6 +293,15 @@ class Index(Generic[Key]):
         return cls(tuple({} for _ in range(_SHARDS)))
 
 
+def _found(index: Index[bytes], value: bytes) -> Sequence[Entry] | None:
+    found = index.get(value)
+    if found is None:
+        return ()
+    if isinstance(found, Entry):
+        return (found,)
+    return None if found is MANY else found
+
+
 class _Edit(Generic[Key]):
     """The next index: what changes is copied, shard by shard, and the rest is shared."""
 
@@ -318,13 +317,13 @@ class _Edit(Generic[Key]):
         return self._shards[at]
 
     def add(self, key: Key, entry: Entry) -> None:
-        shard = self._shard(key)
-        before = shard.get(key)
-        if before is None:
-            shard[key] = entry
-        elif isinstance(before, Entry):
-            if before is not entry:
-                shard[key] = (before, entry)
+        at = hash(key) % _SHARDS
+        shard = self._shards[at] if self._own[at] else self._shard(key)
+        before = shard.setdefault(key, entry)
+        if before is entry:
+            return
+        if isinstance(before, Entry):
+            shard[key] = (before, entry)
         elif before is not MANY and before[-1] is not entry:
             shard[key] = (*before, entry) if len(before) < MAX_BUCKET else MANY
 
@@ -373,8 +372,8 @@ class Snapshot:
     """
 
     __slots__ = (
-        *("_blocks", "_by_dn", "_containers", "_floor", "_indexes", "_recent", "base", "base_dn", "entries"),
-        *("shapes", "usn", "version"),
+        *("_blocks", "_by_dn", "_containers", "_drafts", "_floor", "_indexes", "_recent", "_stamps"),
+        *("base", "base_dn", "entries", "shapes", "usn", "version"),
     )
 
     def __init__(
@@ -390,6 +389,8 @@ class Snapshot:
         shapes: dict[ShapeKey, Shape],
         recent: tuple[Entry, ...],
         floor: int,
+        drafts: Sequence[Draft] = (),
+        stamps: Mapping[str, Stamp] = NONE,
     ) -> None:
         self.base_dn = base_dn
         self.base = dn.normal(base_dn)
@@ -403,6 +404,9 @@ class Snapshot:
         self._recent = recent
         # every entry with a greater change number is in _recent
         self._floor = floor
+        # what it was built from
+        self._drafts = drafts
+        self._stamps = stamps
         # normal DN of a parent to the normal DNs of those directly below it that are parents themselves
         self._containers: dict[str, list[str]] = {}
         for parent in blocks:
@@ -432,15 +436,7 @@ class Snapshot:
         :return: None if no index can tell, since there is none or too many entries have the value.
         """
         type_ = schema.BY_NAME.get(attribute.lower())
-        index = self._indexes.get(type_.name) if type_ is not None else None
-        if index is None:
-            return None
-        found = index.get(value)
-        if found is None:
-            return ()
-        if isinstance(found, Entry):
-            return (found,)
-        return None if found is MANY else found
+        return None if type_ is None else self.holders(type_, value)
 
     def find(self, base_dn: str) -> Entry:
         """
@@ -502,26 +498,28 @@ class Snapshot:
 
         :param by_change: whether change numbers may select; not in a view, where some are seen as later ones.
         """
+        return self._candidates(filter, by_change, [MAX_PLANNING])
+
+    def _candidates(self, filter: Filter, by_change: bool, left: list[int]) -> Sequence[Entry] | None:
+        """:param left: of :data:`MAX_PLANNING`; one number, which becomes less."""
+        if left[0] <= 0:
+            return None
+        left[0] -= _LOOK_COST
         if isinstance(filter, And):
             best: Sequence[Entry] | None = None
             for part in filter.parts:
-                found = self.candidates(part, by_change)
+                found = self._candidates(part, by_change, left)
                 if found is not None and (best is None or len(found) < len(best)):
                     best = found
                     if len(best) <= 1:
                         break
             return best
         if isinstance(filter, Or):
-            union: dict[Entry, None] = {}
-            for part in filter.parts:
-                found = self.candidates(part, by_change)
-                if found is None:
-                    return None
-                union.update(dict.fromkeys(found))
-            return tuple(union)
+            return self._any(filter, by_change, left)
         if isinstance(filter, (Equal, Approx)):
             return self._equal(filter.attribute, filter.value)
         if isinstance(filter, GreaterOrEqual) and by_change:
+            left[0] -= _CHANGE_COST * len(self._recent)
             return self._since(filter)
         if isinstance(filter, Present):
             types = schema.known(filter.attribute)
@@ -531,22 +529,48 @@ class Snapshot:
                 return ()
         return None
 
+    def _any(self, filter: Or, by_change: bool, left: list[int]) -> Sequence[Entry] | None:
+        union: dict[Entry, None] = {}
+        wanted, rest = alternatives(filter.parts)
+        for part in rest:
+            found = self._candidates(part, by_change, left)
+            if found is None:
+                return None
+            left[0] -= len(found)
+            union.update(dict.fromkeys(found))
+        for type_, values in wanted.items():
+            for value in values:
+                found = self._having(type_, value)
+                if found is None:
+                    return None
+                left[0] -= _LOOK_COST + len(found)
+                if left[0] <= 0:
+                    return None
+                union.update(dict.fromkeys(found))
+        return tuple(union)
+
     def _equal(self, attribute: str, value: bytes) -> Sequence[Entry] | None:
         types = schema.known(attribute)
         if not types:
             return ()
         if len(types) > 1:
             return None
-        type_ = types[0]
-        wanted = type_.normalise(value)
-        if wanted is None:
-            return ()
+        wanted = types[0].normalise(value)
+        return () if wanted is None else self._having(types[0], wanted)
+
+    def _having(self, type_: AttributeType, wanted: bytes) -> Sequence[Entry] | None:
+        """:param wanted: normalised."""
         if type_ is _OBJECT_CLASS:
             return None if any(wanted in shape.classes for shape in self.shapes.values()) else ()
         if type_ is _ENTRY_DN:
             entry = self.by_dn(wanted.decode())
             return () if entry is None else (entry,)
-        return self.lookup(type_.name, wanted)
+        return self.holders(type_, wanted)
+
+    def holders(self, type_: AttributeType, value: bytes) -> Sequence[Entry] | None:
+        """The same as :meth:`lookup` by the type itself."""
+        index = self._indexes.get(type_.name)
+        return None if index is None else _found(index, value)
 
     def _since(self, filter: GreaterOrEqual) -> Sequence[Entry] | None:
         types = schema.known(filter.attribute)
@@ -577,7 +601,8 @@ class Snapshot:
         Build a snapshot in steps of about 2 ms.
 
         :param drafts: a parent before what is below it; an identical object with an equal stamp costs next to nothing.
-        :param stamps: by the drafts' keys.
+        :param stamps: by the drafts' keys. With :class:`Stamps`, and drafts in a tuple, the next snapshot is a quick
+            one if only a few entries change in their places.
         :param usn: the highest change number known to have been shown; entries that had it may be gone.
         :raise ValueError: a draft without stamp or parent, two of one DN, or an attribute that the schema lacks.
         """
@@ -596,9 +621,9 @@ class Snapshot:
         blocks = [block for each in self._blocks.values() for block in each]
         return _retire(entries, shards, blocks)
 
-    def view(self, view: View) -> Sight:
-        """What one host sees of this; made as it is looked at."""
-        return Sight(self, view)
+    def view(self, view: View, narrowed: Narrowed | None = None) -> Sight:
+        """What one host sees of this; made as it is looked at. ``narrowed``: see :class:`Sight`."""
+        return Sight(self, view, narrowed)
 
 
 def _retire(*parts: list[Any]) -> Generator[None, None, None]:
@@ -614,18 +639,22 @@ def _retire(*parts: list[Any]) -> Generator[None, None, None]:
         yield
 
 
-def _keys(entry: Entry) -> Iterator[tuple[str, bytes]]:
-    """What the entry is indexed by."""
-    for name, values in entry.draft.attributes:
-        if name in _INDEXED:
-            normalise = _NAMES[name][0].normalise
-            for value in values:
-                normal = normalise(value)
-                if normal is not None:
-                    yield name, normal
+def _keys(entry: Entry, known: dict[bytes, bytes]) -> Iterator[tuple[str, bytes]]:
+    """
+    What the entry is indexed by.
+
+    :param known: makes one object of equal keys of several indexes and entries.
+    """
+    values_at = entry.draft.values_at
+    for place, name, normalise in entry.shape.indexed:
+        for value in values_at(place):
+            normal = normalise(value)
+            if normal is not None:
+                yield name, known.setdefault(normal, normal) if name in _REPEATED else normal
 
 
-_INDEXED = frozenset(INDEXED)
+# Indexes whose keys are those of other indexes and entries too: a person's name is one of a private group and a member.
+_REPEATED = frozenset(("uid", "cn", "memberUid", "sudoUser", "member"))
 
 
 def _build(
@@ -637,6 +666,87 @@ def _build(
 ) -> Generator[None, None, Snapshot]:
     maker = _Maker(previous)
     base = dn.normal(base_dn)
+    blocks: dict[str, tuple[Block, ...]] | None = None
+    entries: Sequence[Entry] = ()
+    replaced = None if previous is None else (yield from _replaced(drafts, stamps, previous, maker))
+    if previous is not None and replaced is not None:
+        places, fresh = replaced
+        gone = [previous.entries[place] for place in places]
+        blocks = yield from _with_replaced(previous._blocks, gone, fresh)
+        own = list(previous.entries)
+        for place, entry in zip(places, fresh, strict=True):
+            own[place] = entry
+        yield
+        entries = tuple(own)
+        del own
+        yield
+    else:
+        entries, fresh, gone = yield from _entries(drafts, stamps, previous, maker)
+    by_dn = _Edit(previous._by_dn if previous is not None else Index[str].empty())
+    indexes = {
+        name: _Edit(previous._indexes[name] if previous is not None else Index[bytes].empty()) for name in INDEXED
+    }
+    keys: dict[bytes, bytes] = {}
+    work = 0
+    for changed, adding in ((gone, False), (fresh, True)):
+        for entry in changed:
+            if adding:
+                if by_dn.has(entry.normal):
+                    raise ValueError(f"{entry.draft.dn}: there are two entries of this name")
+                by_dn.add(entry.normal, entry)
+            else:
+                by_dn.remove(entry.normal, entry)
+            work += 2
+            for name, key in _keys(entry, keys):
+                edit = indexes[name]
+                (edit.add if adding else edit.remove)(key, entry)
+                work += 2
+                if work > STEP:
+                    work = 0
+                    yield
+    del keys
+    names = by_dn.done()
+    highest = 0
+    lowest = _NEVER
+    last = base
+    for at, entry in enumerate(fresh):
+        if entry.parent is not last and entry.normal != base:
+            last = entry.parent
+            if names.get(last) is None:
+                raise ValueError(f"{entry.draft.dn}: there is nothing above it")
+        highest = max(highest, entry.usn)
+        lowest = min(lowest, entry.usn)
+        if at % STEP == 0:
+            yield
+    yield
+    if blocks is None:
+        blocks = yield from _blocks(entries, base)
+    recent, floor = yield from _recent(entries, gone, fresh, lowest, previous)
+    shapes = {block.shape.key: block.shape for each in blocks.values() for block in each}
+    root = names.get(base)
+    if isinstance(root, Entry):
+        shapes[root.shape.key] = root.shape
+    return Snapshot(
+        base_dn=base_dn,
+        version=previous.version + 1 if previous is not None else 1,
+        usn=max(usn, highest, previous.usn if previous is not None else 0),
+        entries=entries,
+        by_dn=names,
+        indexes={name: edit.done() for name, edit in indexes.items()},
+        blocks=blocks,
+        shapes=shapes,
+        recent=recent,
+        floor=floor,
+        # of what may still change nothing can be concluded later
+        drafts=drafts if isinstance(drafts, tuple) else (),
+        stamps=stamps,
+    )
+
+
+def _entries(
+    drafts: Sequence[Draft], stamps: Mapping[str, Stamp], previous: Snapshot | None, maker: _Maker
+) -> Generator[None, None, tuple[tuple[Entry, ...], list[Entry], list[Entry]]]:
+    """All entries in their order; those that are new; and those of the snapshot before that are not there any more."""
     entries: list[Entry] = []
     fresh: list[Entry] = []
     old = _Old(previous.entries if previous is not None else ())
@@ -684,59 +794,65 @@ def _build(
         parents.add(found.parent)
         entries[place] = found
     yield from old.rest()
-    gone = old.gone
-    by_dn = _Edit(previous._by_dn if previous is not None else Index[str].empty())
-    indexes = {
-        name: _Edit(previous._indexes[name] if previous is not None else Index[bytes].empty()) for name in INDEXED
-    }
-    for changed, adding in ((gone, False), (fresh, True)):
-        for entry in changed:
-            if adding:
-                if by_dn.has(entry.normal):
-                    raise ValueError(f"{entry.draft.dn}: there are two entries of this name")
-                by_dn.add(entry.normal, entry)
-            else:
-                by_dn.remove(entry.normal, entry)
-            work += 2
-            for name, key in _keys(entry):
-                edit = indexes[name]
-                (edit.add if adding else edit.remove)(key, entry)
-                work += 2
-                if work > STEP:
-                    work = 0
-                    yield
-    names = by_dn.done()
-    highest = 0
-    lowest = _NEVER
-    last = base
-    for at, entry in enumerate(fresh):
-        if entry.parent is not last and entry.normal != base:
-            last = entry.parent
-            if names.get(last) is None:
-                raise ValueError(f"{entry.draft.dn}: there is nothing above it")
-        highest = max(highest, entry.usn)
-        lowest = min(lowest, entry.usn)
-        if at % STEP == 0:
-            yield
     yield
-    blocks = yield from _blocks(entries, base)
-    recent, floor = yield from _recent(entries, gone, fresh, lowest, previous)
-    shapes = {block.shape.key: block.shape for each in blocks.values() for block in each}
-    root = names.get(base)
-    if isinstance(root, Entry):
-        shapes[root.shape.key] = root.shape
-    return Snapshot(
-        base_dn=base_dn,
-        version=previous.version + 1 if previous is not None else 1,
-        usn=max(usn, highest, previous.usn if previous is not None else 0),
-        entries=tuple(entries),
-        by_dn=names,
-        indexes={name: edit.done() for name, edit in indexes.items()},
-        blocks=blocks,
-        shapes=shapes,
-        recent=recent,
-        floor=floor,
-    )
+    return tuple(entries), fresh, old.gone
+
+
+def _replaced(
+    drafts: Sequence[Draft], stamps: Mapping[str, Stamp], previous: Snapshot, maker: _Maker
+) -> Generator[None, None, tuple[list[int], list[Entry]] | None]:
+    """
+    Places where a few entries changed, and what is there now; None if anything else has changed too. It is how most
+    refreshes are, and spares a look at everybody.
+    """
+    if len(drafts) != len(previous._drafts) or not isinstance(stamps, Stamps):
+        return None
+    if not isinstance(previous._stamps, Stamps):
+        return None
+    restamped = yield from stamps.differing(previous._stamps, MAX_REPLACED)
+    if restamped is None:
+        return None
+    places = yield from different(drafts, previous._drafts, MAX_REPLACED)
+    if places is None:
+        return None
+    fresh: list[Entry] = []
+    for place in places:
+        draft, old = drafts[place], previous.entries[place]
+        if draft.kind in _PARENTAL or draft.key != old.draft.key:
+            return None
+        stamp = _needed(draft, stamps.get(draft.key))
+        entry = yield from _paced(maker.make(draft, stamp, dn.normal(draft.dn), False))
+        if entry.shape is not old.shape or entry.parent != old.parent:
+            return None
+        entry.parent = old.parent
+        fresh.append(entry)
+        restamped.discard(draft.key)
+        yield
+    # an entry that got another stamp and is the same otherwise
+    return None if restamped else (places, fresh)
+
+
+def _with_replaced(
+    blocks: dict[str, tuple[Block, ...]], gone: list[Entry], fresh: list[Entry]
+) -> Generator[None, None, dict[str, tuple[Block, ...]]]:
+    """The blocks with some entries in the places of others of their shape."""
+    instead = {id(old): new for old, new in zip(gone, fresh, strict=True)}
+    touched = {(old.parent, old.shape) for old in gone}
+    made = dict(blocks)
+    for parent in {old.parent for old in gone}:
+        each = list(made[parent])
+        for number, block in enumerate(each):
+            if (parent, block.shape) not in touched:
+                continue
+            members: list[Entry] = []
+            for at in range(0, len(block.entries), STEP * 4):
+                some = block.entries[at : at + STEP * 4]
+                members += map(instead.get, map(id, some), some)
+                yield
+            each[number] = Block(parent, block.shape, tuple(members))
+            yield
+        made[parent] = tuple(each)
+    return made
 
 
 _PARENTAL = (Kind.ROOT, Kind.CONTAINER)
@@ -834,7 +950,7 @@ class _Old:
         self.gone += rest
 
 
-def _blocks(entries: list[Entry], base: str) -> Generator[None, None, dict[str, tuple[Block, ...]]]:
+def _blocks(entries: Sequence[Entry], base: str) -> Generator[None, None, dict[str, tuple[Block, ...]]]:
     grouped: dict[tuple[str, Shape], list[Entry]] = {}
     last: tuple[str, Shape] | None = None
     into: list[Entry] = []
@@ -854,10 +970,10 @@ def _blocks(entries: list[Entry], base: str) -> Generator[None, None, dict[str, 
 
 
 def _recent(
-    entries: list[Entry], gone: list[Entry], fresh: list[Entry], lowest: int, previous: Snapshot | None
+    entries: Sequence[Entry], gone: list[Entry], fresh: list[Entry], lowest: int, previous: Snapshot | None
 ) -> Generator[None, None, tuple[tuple[Entry, ...], int]]:
     """The last changed entries, and the change number above which they are all."""
-    pool: list[Entry]
+    pool: Sequence[Entry]
     floor = 0
     if previous is not None and lowest > previous._floor:
         without = set(map(id, gone))
@@ -922,9 +1038,16 @@ def _is_address(host: str) -> bool:
     return True
 
 
+_SUDO_USER, _SUDO_HOST = schema.BY_NAME["sudouser"], schema.BY_NAME["sudohost"]
 # Attributes of which a host sees only the values that name people of its view.
 NARROWED = frozenset(("memberUid", "member", "sudoUser"))
 _PERSONAL = (Kind.PERSON, Kind.PRIVATE_GROUP)
+
+
+# Groups and rules as whoever has the same people sees them; None: a rule that shows nobody.
+Narrowed = dict[Entry, "Entry | None"]
+# Values that one step of narrowing looks at, some 2 microseconds each.
+_VALUES_AT_ONCE = 400
 
 
 class Sight:
@@ -934,48 +1057,90 @@ class Sight:
 
     A group or rule that shows some of its members carries the change number of the last of them that changed, if that
     is later than its own: a person who comes into view is a change of the group, which sssd must not miss.
+
+    :param narrowed: what sights of this snapshot with the same people have seen so far, and will have.
     """
 
-    def __init__(self, snapshot: Snapshot, view: View) -> None:
+    def __init__(self, snapshot: Snapshot, view: View, narrowed: Narrowed | None = None) -> None:
         self._snapshot = snapshot
         self._view = view
-        # groups and rules as they are seen; as many as the snapshot has, at most
-        self._seen: dict[Entry, Entry | None] = {}
+        self._narrowed: Narrowed = {} if narrowed is None else narrowed
+        # whether a rule concerns the host; as many as the snapshot has, at most
+        self._concerns: dict[Entry, bool] = {}
         self._maker = _Maker(None)
 
     def see(self, entry: Entry) -> Entry | None:
         """The entry as the host sees it; None: it does not."""
+        if entry.draft.kind in _PERSONAL:
+            people = self._view.people
+            return entry if people is None or _name(entry) in people else None
+        return run(self.looking(entry))
+
+    def weight(self, entry: Entry) -> int:
+        """
+        Bytes of the entry that :meth:`see` has to go through, in up to a quarter of a microsecond each; beyond a few
+        thousand :meth:`looking` is to be used.
+        """
+        kind = entry.draft.kind
+        if (kind is not Kind.GROUP and kind is not Kind.ROLE) or entry in self._narrowed:
+            return 0
+        return sum(map(len, entry.pieces))
+
+    def looking(self, entry: Entry) -> Generator[None, None, Entry | None]:
+        """The same as :meth:`see` in short steps."""
         kind, people = entry.draft.kind, self._view.people
         if kind in _PERSONAL:
-            return entry if people is None or _name(entry) in people else None
-        if kind is Kind.ROLE or (kind is Kind.GROUP and people is not None):
-            if entry not in self._seen:
-                self._seen[entry] = self._look(entry)
-            return self._seen[entry]
-        return entry
-
-    def _look(self, entry: Entry) -> Entry | None:
-        hosts = entry.values(schema.BY_NAME["sudohost"])
-        hostname = self._view.hostname
-        if hosts and not any(concerns(hostname, host.decode("utf-8", "replace")) for host in hosts):
+            return self.see(entry)
+        if kind is Kind.ROLE and not self._concerned(entry):
             return None
-        if self._view.people is None:
+        if people is None or (kind is not Kind.ROLE and kind is not Kind.GROUP):
             return entry
+        if entry not in self._narrowed:
+            self._narrowed[entry] = yield from self._narrow(entry)
+        return self._narrowed[entry]
+
+    def visible(self, entry: Entry) -> bool:
+        """Whether the host sees the entry at all."""
+        if entry.draft.kind is not Kind.ROLE:
+            return entry.draft.kind not in _PERSONAL or self.see(entry) is not None
+        if not self._concerned(entry):
+            return False
+        users, people = entry.values(_SUDO_USER), self._view.people
+        if people is None or not users:
+            return True
+        names = (user.decode("utf-8", "replace") for user in users)
+        return any(_general(name) or name in people for name in names)
+
+    def _concerned(self, entry: Entry) -> bool:
+        found = self._concerns.get(entry)
+        if found is None:
+            hosts, hostname = entry.values(_SUDO_HOST), self._view.hostname
+            found = not hosts or any(concerns(hostname, host.decode("utf-8", "replace")) for host in hosts)
+            self._concerns[entry] = found
+        return found
+
+    def _narrow(self, entry: Entry) -> Generator[None, None, Entry | None]:
         shown: list[Entry] = []
         attributes: list[tuple[str, tuple[bytes, ...]]] = []
         for name, values in entry.draft.attributes:
             if name in NARROWED:
-                values = tuple(value for value in values if self._visible(name, value, shown))
+                kept: list[bytes] = []
+                for at in range(0, len(values), _VALUES_AT_ONCE):
+                    some = values[at : at + _VALUES_AT_ONCE]
+                    kept += [value for value in some if self._visible(name, value, shown)]
+                    yield
+                values = tuple(kept)
             if values:
                 attributes.append((name, values))
-            elif name == "sudoUser":
+            elif name == _SUDO_USER.name:
                 return None
         usn = max((person.usn for person in shown), default=0)
         if tuple(attributes) == entry.draft.attributes and usn <= entry.usn:
             return entry
+        yield
         draft = Draft(entry.draft.kind, entry.draft.key, entry.draft.dn, tuple(attributes))
         stamp = Stamp(max(usn, entry.usn), entry.created, b"")
-        return run(self._maker.make(draft, stamp, entry.normal, False))
+        return (yield from _paced(self._maker.make(draft, stamp, entry.normal, False)))
 
     def _visible(self, attribute: str, value: bytes, shown: list[Entry]) -> bool:
         people = self._view.people
@@ -986,7 +1151,7 @@ class Sight:
                 return False
         else:
             name = value.decode("utf-8", "replace")
-            if attribute == "sudoUser" and (name == "ALL" or name[:1] in "%#+!"):
+            if attribute == _SUDO_USER.name and _general(name):
                 return True
             if name not in people:
                 return False
@@ -995,6 +1160,11 @@ class Sight:
         if found is not None and found.draft.kind is Kind.PERSON:
             shown.append(found)
         return True
+
+
+def _general(user: str) -> bool:
+    """Whether a value of sudoUser is not the name of one person."""
+    return user == "ALL" or user[:1] in "%#+!"
 
 
 def distinguished(snapshot: Snapshot, value: bytes) -> Entry | None:

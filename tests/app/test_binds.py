@@ -332,10 +332,49 @@ class BackOffTests(BindTestCase):
         self.assertEqual(self.fail(1, "cn=y", "2001:db8::2").code, BindCode.BUSY)
 
     def test_neighbours(self) -> None:
-        """A right credential is always admitted: from a blocked address, and of a blocked name."""
+        """A host's right password is always admitted: from a blocked address, and of a blocked name."""
         self.fail(11)
+        self.fail(10, WEB1, "198.51.100.1")
+        for address in ("192.0.2.1", "198.51.100.1", "203.0.113.1"):
+            outcome = self.simple(WEB1, HostPasswordTests.VECTORS[0][1], address=address)
+            self.assertEqual(outcome.code, BindCode.SUCCESS)
+
+    def test_guesses_end(self) -> None:
+        """From a blocked address the service account's password is not even compared, until the block is over."""
+        self.fail(10)
+        unseen = Outcome(code=BindCode.BUSY, throttled=True)
+        self.assertEqual(self.simple(SERVICE, "the right one"), unseen)
+        self.assertEqual(self.simple("CN=readonly, dc=example,dc=com", "the right one"), unseen)
+        self.assertEqual((self.world.failures, self.world.value("identree_ldap_binds_throttled_total")), (12, 2))
+        self.world.now += 61
         self.assertEqual(self.simple(SERVICE, "the right one").code, BindCode.SUCCESS)
-        self.assertEqual(self.simple(WEB1, HostPasswordTests.VECTORS[0][1]).code, BindCode.SUCCESS)
+
+    def test_guesses_for_hosts_count(self) -> None:
+        """An address is blocked by failures of whatever name, so that names cannot be used in turn."""
+        self.fail(10, "cn=x")
+        self.assertEqual(self.simple(SERVICE, "the right one").code, BindCode.BUSY)
+
+    def test_proven_address(self) -> None:
+        """Where the password was right within the hour, it goes on being compared: a NAT has many hosts behind it."""
+        self.simple(SERVICE, "the right one")
+        self.fail(10)
+        self.assertEqual(self.fail(1), Outcome(code=BindCode.BUSY, throttled=True))
+        self.assertEqual(self.simple(SERVICE, "the right one").code, BindCode.SUCCESS)
+        self.world.now += 3601
+        self.fail(10)
+        self.assertEqual(self.simple(SERVICE, "the right one").code, BindCode.BUSY)
+
+    def test_proven_by_the_service_only(self) -> None:
+        """A host that binds as itself says nothing about the service account's password."""
+        self.simple(WEB1, HostPasswordTests.VECTORS[0][1])
+        self.fail(10)
+        self.assertEqual(self.simple(SERVICE, "the right one").code, BindCode.BUSY)
+
+    def test_strangers_lock_out_nobody(self) -> None:
+        """The service account that was tried from everywhere is still open from an address that tried nothing."""
+        for i in range(100):
+            self.fail(10, address=f"198.51.100.{i}")
+        self.assertEqual(self.simple(SERVICE, "the right one").code, BindCode.SUCCESS)
 
     def test_log_bounded(self) -> None:
         """Refused anonymous binds, which nothing throttles, do not flood the log either."""

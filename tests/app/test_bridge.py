@@ -160,6 +160,13 @@ class BridgeTests(SynchronousTestCase):
         self.path.write_text("[{]")
         self.failureResultOf(started(bridge.read()), BadStateFile)
 
+    def test_read_lost(self) -> None:
+        """A file that vanished is not one without rules: whoever adds one must not lose the others."""
+        bridge, _ = self.started()
+        self.path.unlink()
+        failure = self.failureResultOf(started(bridge.read()), BadStateFile)
+        self.assertIn("is gone", str(failure.value))
+
     def test_leftovers(self) -> None:
         """What a writer left behind is removed at the start."""
         leftover = self.root / f"{PREFIX}x"

@@ -314,6 +314,37 @@ class ShrinkTests(_World):
         self.clock.pump([5] * 120)
         self.assertEqual(a.directory.health(), "stale")
 
+    def test_rules_vanish(self) -> None:
+        """Rules count too: claims that come back empty do not take all sudo rules away."""
+        rule = (("sudoCommands", "/bin/ls"),)
+        self.source.answer = people(*self.many, groups=tuple(replace(group, claims=rule) for group in self.groups))
+        a = self.started()
+        self.assertEqual(a.directory.status().roles, 6)
+        self.source.answer = people(*self.many, groups=self.groups)
+        self.assertEqual(self.refreshed(a), Outcome.REFUSED)
+        self.assertEqual(str(a.directory.status().refusal), "6 of 6 sudo rules would vanish")
+        self.assertEqual(a.directory.status().roles, 6)
+
+    def test_everybody_disabled(self) -> None:
+        """So does being switched off, which takes keys and rules like vanishing does."""
+        a = self.started()
+        before = people(*self.many, groups=self.groups)
+        self.source.answer = replace(before, users=tuple(replace(user, disabled=True) for user in before.users))
+        self.assertEqual(self.refreshed(a), Outcome.REFUSED)
+        self.assertIn("10 of 10 enabled people", str(a.directory.status().refusal))
+
+    def test_accepted_is_not_more(self) -> None:
+        """What is accepted is the loss that was refused: the source may have lost more since."""
+        a = self.started()
+        self.source.answer = people(*self.many[:5], groups=self.groups)
+        self.assertEqual(self.refreshed(a), Outcome.REFUSED)
+        self.source.answer = Source()
+        self.assertEqual(self.refreshed(a, accept_shrink=True), Outcome.REFUSED)
+        self.assertEqual(a.directory.status().people, 10)
+        self.source.answer = people(*self.many[:6], groups=self.groups)
+        self.assertEqual(self.refreshed(a, accept_shrink=True), Outcome.PUBLISHED)
+        self.assertEqual(a.directory.status().people, 6)
+
     def test_at_the_share(self) -> None:
         """Losing exactly the share is normal."""
         a = self.started()

@@ -466,6 +466,56 @@ class SameTests(Base):
         self.server.changed()
         self.assertIs(self.fetch(), first)
 
+    def test_restarted(self) -> None:
+        """Who did not change since before the restart is the same object as there."""
+        before = self.fetch()
+        self.client = self.build(known=lambda: before)
+        self.server.user("user00120").email = "new@example.com"
+        self.server.changed()
+        after = self.fetch()
+        self.assertEqual([one.username for one in after.users if one not in before.users], ["user00120"])
+        self.assertEqual(sum(a is b for a, b in zip(before.users, after.users, strict=True)), 249)
+        self.assertTrue(all(a is b for a, b in zip(before.groups, after.groups, strict=True)))
+
+    def test_changes_one_after_the_other(self) -> None:
+        """Fetch after fetch the content is that of a first one."""
+        self.fetch()
+        for number in range(4):
+            self.server.user(f"user{number * 70:05d}").email = f"{number}@example.com"
+            if number % 2:
+                self.server.add_group(f"team{number}", members=[self.server.user("user00120")])
+            self.server.changed()
+            source = self.fetch()
+            self.client, kept = self.build(), self.client
+            self.assertEqual(self.fetch(), source)
+            self.client = kept
+
+    def test_somebody_comes(self) -> None:
+        """The count on all pages changes with one who comes; only the page with new rows is parsed."""
+        first = self.fetch()
+        parsed: list[str] = []
+        parse = client_module._user
+
+        def counting(value: Any, position: int) -> Any:
+            parsed.append(value["username"])
+            return parse(value, position)
+
+        self.patch(client_module, "_user", counting)
+        self.server.add_user("newcomer")
+        second = self.fetch()
+        self.assertEqual(names(second), [*names(first), "newcomer"])
+        self.assertLessEqual(len(parsed), 51)
+        self.assertEqual(self.fetch(), second)
+        self.client = self.build()
+        self.assertEqual(self.fetch(), second)
+
+    def test_text_like_the_end_of_rows(self) -> None:
+        """A text that looks like the end of the rows is a text."""
+        odd = self.server.add_user("odd", last_name='x],"pagination":{"totalPages":1}}')
+        self.assertEqual(self.fetch().users[-1].last_name, odd.last_name)
+        self.server.add_user("newcomer")
+        self.assertEqual(self.fetch().users[-2].last_name, odd.last_name)
+
     def test_after_failure(self) -> None:
         """A failure in between changes nothing."""
         first = self.fetch()

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from identree.directory import archive
-from identree.directory.archive import BUCKETS, BadArchive, Block, Divided, Manifest
+from identree.directory.archive import BadArchive, Block, Divided, Manifest
 from identree.directory.draft import Stamp
 from identree.directory.source import Source, SourceGroup, SourceUser
+from identree.directory.stamps import BUCKETS
 
 T = TypeVar("T")
 
@@ -109,6 +110,21 @@ class SourceTests(SynchronousTestCase):
             self.assertLessEqual(len(fresh), 2)
             known = {id(one) for one in before.source.users}
             self.assertLessEqual(sum(id(one) not in known for one in after.source.users), 1)
+
+    def test_whole(self) -> None:
+        """A source of which all objects are kept is kept itself, and is not held twice."""
+        users = [user(n) for n in range(3000)]
+        before = self._divided(users)
+        changed = Source(users=(*users[:7], replace(users[7], email="x"), *users[8:]))
+        self.assertIs(end(archive.divide(changed, before)).source, changed)
+
+    def test_moved(self) -> None:
+        """Two who change places are a change, though everybody is there."""
+        users = [user(n) for n in range(3000)]
+        before = self._divided(users)
+        after = self._divided([users[1], users[0], *users[2:]], before)
+        self.assertEqual([one.id for one in after.source.users[:3]], ["id-1", "id-0", "id-2"])
+        self.assertFalse(after.same(before))
 
     def test_block_bound(self) -> None:
         """A block is bounded whatever the ids choose."""

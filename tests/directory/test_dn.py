@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from identree.directory.dn import MAX_CHARACTERS, escape, normal, parse
+from identree.directory.dn import MAX_CHARACTERS, MAX_FOLDED_CHARACTERS, escape, normal, parse
 
 VALUES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20)
 
@@ -69,6 +69,7 @@ class NormalTests(SynchronousTestCase):
                 "uid=\ud800",
             ),
             "dc=" + "a" * MAX_CHARACTERS,
+            "dc=" + "\ufdfa" * MAX_FOLDED_CHARACTERS,
             ",".join(["dc=a"] * 200),
         ):
             with self.assertRaises(ValueError):

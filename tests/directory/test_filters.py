@@ -106,6 +106,8 @@ class MeaningTests(SynchronousTestCase):
         """What the schema does not know, values that do not fit, and rules that do not exist."""
         unknown = ("(krbPrincipalName=a)", "(krbPrincipalName=*)", "(uidNumber=x)", "(member=x)", "(uidNumber=2*)")
         unknown += ("(modifyTimestamp>=yesterday)", "(uid:1.2.3:=alice)", "(nothing:=a)", "(uid:integerMatch:=1)")
+        # no text in any place of a substring match
+        unknown += ("(uid=\\ff*)", "(uid=*\\ff)", "(uid=*\\ff*)", "(uid=a\\ff*e)", "(cn=a*\\ff*e)", "(mail=\\ff*)")
         self.verdicts(None, *unknown)
         self.verdicts(None, *(f"(!{each})" for each in unknown))
 
@@ -190,6 +192,75 @@ class CompiledTests(SynchronousTestCase):
     def test_text(self, filter: Filter) -> None:
         """A filter survives as text."""
         self.assertEqual(parse_text(to_text(filter)), filter)
+
+
+def in_steps(filter: Filter, record: Record, holders: filters.Holders[Record] | None = None) -> tuple[Verdict, int]:
+    """The outcome, and the number of steps that lead to it."""
+    steps = filters.stepped(filter, RecordShape(record), holders)
+    if not callable(steps):
+        return steps, 0
+    running = steps(record)
+    for count in range(1_000_000):
+        try:
+            next(running)
+        except StopIteration as end:
+            return end.value, count
+    raise AssertionError("it never ends")
+
+
+class SteppedTests(SynchronousTestCase):
+    @given(FILTERS, st.integers(1, 3))
+    def test_same(self, filter: Filter, at_once: int) -> None:
+        """In steps, however long, the outcome is the same; also where equality is looked up."""
+        before, filters.VALUES_AT_ONCE = filters.VALUES_AT_ONCE, at_once
+        try:
+            self.assertIs(in_steps(filter, ALICE)[0], evaluate(filter))
+            self.assertIs(in_steps(filter, ALICE, self.holders)[0], evaluate(filter))
+        finally:
+            filters.VALUES_AT_ONCE = before
+
+    @staticmethod
+    def holders(type_: AttributeType, value: bytes) -> Sequence[Record] | None:
+        """What an index of everything but names says."""
+        if type_.key == "cn":
+            return None
+        values = ALICE.get(type_.key, [])
+        return [ALICE] if any(type_.normalise(own) == value for own in values) else []
+
+    def test_steps(self) -> None:
+        """Each term about many values takes a step for each part of them, unless it was decided before."""
+        many: Record = {"cn": [b"value%d" % each for each in range(4 * filters.VALUES_AT_ONCE)]}
+        for text, steps in (
+            ("(cn=*x*)", 4),
+            ("(|(cn=*x*)(cn=y)(cn=z)(cn>=z))", 8),
+            ("(&(cn=*x*)(cn=*y*))", 4),
+            ("(!(cn=value0))", 0),
+            ("(&(!(cn=x))(!(cn=y)))", 8),
+            ("(:caseIgnoreMatch:=x)", 4),
+            ("(cn:dn:=x)", 5),
+            ("(uid=*x*)", 0),
+        ):
+            self.assertEqual(in_steps(parse_text(text), many)[1], steps, text)
+
+    def test_passes(self) -> None:
+        """Over which attributes a filter goes, and how often; over what has one value, not at all."""
+        cn, uid = schema.BY_NAME["cn"], schema.BY_NAME["uid"]
+        for text, expected in (
+            ("(|(cn=a)(cn=b)(commonName=c)(cn=d*))", {cn: 3}),
+            ("(&(cn=a)(cn=b)(!(uid=c))(uidNumber=4)(cn=*)(objectClass=top))", {cn: 2, uid: 1}),
+            ("(:caseIgnoreMatch:=x)", {None: 1}),
+            ("(nonsense=x)", {}),
+        ):
+            self.assertEqual(filters.passes(parse_text(text)), expected, text)
+
+    def test_dear(self) -> None:
+        """Bytes that take long to normalise are counted; ordinary names do not."""
+        for text, count in (
+            ("(|(uid=alice)(member=uid=alice,ou=people,dc=x)(sudoUser=%admins)(cn=Alice Smith))", 0),
+            ("(&(cn=\\c3\\a9)(!(cn=a\\c3\\a9*b*\\c3\\a9)))", 2 + 3 + 2),
+            ("(|(member=uid=a\\5c,b,dc=x)(member=A=b)(cn=a  b)(cn=*)(:caseIgnoreMatch:=a  b))", 13 + 3 + 4 + 4),
+        ):
+            self.assertEqual(filters.dear_bytes(parse_text(text)), count, text)
 
 
 class TextTests(SynchronousTestCase):

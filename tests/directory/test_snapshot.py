@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +26,7 @@ from identree.directory.snapshot import (
     concerns,
     run,
 )
+from identree.directory.stamps import Stamps
 
 from .drafts import (
     BASE,
@@ -45,6 +45,11 @@ from .drafts import (
 
 def names(entries: Sequence[Entry] | None) -> list[str] | None:
     return None if entries is None else sorted(entry.draft.dn.partition(",")[0] for entry in entries)
+
+
+def named(draft: Draft, dn: str) -> Draft:
+    """The same entry with another DN."""
+    return Draft(draft.kind, draft.key, dn, draft.attributes)
 
 
 def content(snapshot: Snapshot) -> object:
@@ -239,8 +244,8 @@ class BuildTests(SynchronousTestCase):
         """Drafts that are no tree, and those without stamp or type, are errors that name the entry."""
         tree = containers()
         odd = Draft(Kind.PERSON, "odd", f"uid=odd,ou=people,{BASE}", (("shoeSize", (b"43",)),))
-        orphan = replace(person(1), dn=f"uid=user1,ou=nowhere,{BASE}")
-        for drafts in ([*tree, person(1), replace(person(2), dn=person(1).dn.upper())], [*tree, odd], [*tree, orphan]):
+        orphan = named(person(1), f"uid=user1,ou=nowhere,{BASE}")
+        for drafts in ([*tree, person(1), named(person(2), person(1).dn.upper())], [*tree, odd], [*tree, orphan]):
             with self.assertRaisesRegex(ValueError, "(?i)uid="):
                 snapshot(drafts)
         with self.assertRaisesRegex(ValueError, "stamp"):
@@ -291,6 +296,39 @@ class BuildTests(SynchronousTestCase):
             pass
         self.assertEqual(content(found), before)
 
+    def _changed(self, drafts: Sequence[Draft], changed: dict[str, Draft], usn: int) -> tuple[Snapshot, Snapshot]:
+        """The snapshot of some drafts, and the next one with others in the places of some."""
+        stamps = run(Stamps.of(stamped(drafts)))
+        first = run(Snapshot.build(BASE, drafts, stamps))
+        after = tuple(changed.get(draft.key, draft) for draft in drafts)
+        restamped = {key: Stamp(usn, FIRST_USN, b"") for key in changed}
+        second = run(Snapshot.build(BASE, after, run(stamps.followed(restamped)), first))
+        again = run(Snapshot.build(BASE, after, run(stamps.followed(restamped)), None))
+        self.assertEqual(content(second), content(again))
+        return first, second
+
+    def test_in_place(self) -> None:
+        """A few that changed where they were: everything else is shared, and nothing is missing."""
+        drafts = tuple(company(300, 5, 5))
+        changed = {"person:7": person(7, mail="new@example.com"), "group:1": group(1, ["user9"])}
+        first, second = self._changed(drafts, changed, FIRST_USN + 9)
+        fresh = {entry.draft.key for entry in second.entries if entry not in first.entries}
+        self.assertEqual(fresh, set(changed))
+        self.assertEqual(names(second.candidates(parse_text("(mail=new@example.com)"))), ["uid=user7"])
+        self.assertEqual(names(first.candidates(parse_text("(mail=new@example.com)"))), [])
+
+    def test_in_place_of_another_shape(self) -> None:
+        """Who gets an attribute that nobody else has stands in another block from then on."""
+        _, second = self._changed(tuple(company(30, 5, 5)), {"person:7": person(7, description="x")}, FIRST_USN + 9)
+        self.assertEqual(names(second.candidates(parse_text("(uid=user7)"))), ["uid=user7"])
+
+    def test_stamp_alone(self) -> None:
+        """An entry that is the same but for its change number shows the new one."""
+        drafts = tuple(company(30, 5, 5))
+        [same] = [draft for draft in drafts if draft.key == "person:7"]
+        _, second = self._changed(drafts, {"person:7": same}, FIRST_USN + 9)
+        self.assertEqual(second.find(same.dn).usn, FIRST_USN + 9)
+
     @given(st.lists(st.tuples(st.integers(0, 2**32), st.integers(0, 9)), min_size=1, max_size=5))
     def test_incremental(self, changes: list[tuple[int, int]]) -> None:
         """Whatever comes, goes, changes or moves: built from the one before or from nothing, it is the same."""
@@ -313,7 +351,7 @@ class BuildTests(SynchronousTestCase):
                     stamps[made.key] = Stamp(usn, FIRST_USN, b"")
             kinds = list(Kind)
             drafts = sorted(pool.values(), key=lambda draft: (draft.kind is not Kind.ROOT, kinds.index(draft.kind)))
-            current = run(Snapshot.build(BASE, drafts, stamps, current))
+            current = run(Snapshot.build(BASE, tuple(drafts), run(Stamps.of(dict(stamps))), current))
             again = run(Snapshot.build(BASE, drafts, stamps, None, current.usn))
             self.assertEqual(content(current), content(again))
 

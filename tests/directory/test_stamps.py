@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from identree.directory.draft import Draft, Kind, Stamp
-from identree.directory.stamps import DIGEST_BYTES, Restamped, digest, restamp
+from identree.directory.stamps import BUCKETS, DIGEST_BYTES, NONE, Restamped, Stamps, digest, restamp
 from tests.directory.sources import run
 
 
@@ -121,3 +121,34 @@ class DigestTests(SynchronousTestCase):
         values = [str(number) for number in range(5000)]
         self.assertNotEqual(digest(draft("a", *values)), digest(draft("a", *values[:-1], "x")))
         self.assertEqual(digest(draft("a", *values)), digest(draft("a", *values)))
+
+
+MANY = {f"person:{number}": Stamp(number, 1, b"x") for number in range(2000)}
+
+
+class StampsTests(SynchronousTestCase):
+    def test_mapping(self) -> None:
+        """It is a mapping like the one that it was made of."""
+        made = run(Stamps.of(MANY))
+        self.assertEqual((dict(made), len(made)), (MANY, 2000))
+        self.assertIn("person:7", made)
+        self.assertNotIn("person:-1", made)
+        self.assertIsNone(made.get("person:-1"))
+
+    def test_followed(self) -> None:
+        """What came, changed and went shows in the next one only, and all other buckets are shared."""
+        before = run(Stamps.of(MANY))
+        after = run(before.followed({"person:7": Stamp(5, 5, b"y"), "new": Stamp(5, 5, b"y")}, {"person:8"}))
+        self.assertEqual(dict(before), MANY)
+        wanted = {**MANY, "person:7": Stamp(5, 5, b"y"), "new": Stamp(5, 5, b"y")}
+        del wanted["person:8"]
+        self.assertEqual(dict(after), wanted)
+        shared = sum(one is other for one, other in zip(before.buckets, after.buckets, strict=True))
+        self.assertGreaterEqual(shared, BUCKETS - 3)
+
+    def test_differing(self) -> None:
+        """What differs is told, up to the number that is asked for."""
+        before = run(Stamps.of(MANY))
+        after = run(before.followed({"person:7": Stamp(5, 5, b"y"), "new": Stamp(5, 5, b"y")}))
+        self.assertEqual(run(after.differing(before, 10)), {"person:7", "new"})
+        self.assertIsNone(run(before.differing(NONE, 10)))
