@@ -28,6 +28,11 @@ HOSTS_OU = "ou=identree-hosts"
 # Lines about refused binds, per address: a flood of them must not become a flood of the log.
 REFUSAL_LINES = 10
 REFUSAL_LINES_SECONDS = 60
+# For so long a right password of the service account speaks for an address: sssd binds anew after 15 minutes at the
+# latest, and hosts that were off for longer have at most the length of a block to wait.
+PROVEN_SECONDS = 3600
+# Addresses that are remembered for that, about 200 bytes each; only right passwords bring one in.
+PROVEN_ADDRESSES = 50_000
 # Of a stranger's DN, in characters; the longest host DN of ours is hardly longer.
 SHOWN_CHARACTERS = 256
 
@@ -87,9 +92,12 @@ class Outcome:
 
 class Binds:
     """
-    Back-off is per address and per DN. As for HTTP (:meth:`identree.app.hosts.Hosts.admit`), a right credential is
-    always admitted: one misconfigured host behind a NAT must not lock out its neighbours, nor a stranger the host
-    whose DN he tries.
+    Back-off is per address and per DN. As for HTTP (:meth:`identree.app.hosts.Hosts.admit`), a right credential of a
+    host is always admitted: one misconfigured host behind a NAT must not lock out its neighbours, nor a stranger the
+    host whose DN he tries. A host's password has 256 bits, and nobody guesses it.
+
+    The service account's was chosen by a person. It is not compared while the address is blocked, unless it was right
+    from there not long ago. Failures from other addresses never count for that: they would lock out everybody.
 
     :param base_dn: as the operator wrote it.
     :param service_dn, service_password: the read-only account; both empty when there is none.
@@ -127,6 +135,8 @@ class Binds:
         self._journal = journal
         self._metrics = metrics
         self._lines = SlidingWindow(REFUSAL_LINES, REFUSAL_LINES_SECONDS)
+        # one occasion within the time is what makes an address a proven one
+        self._proven = SlidingWindow(1, PROVEN_SECONDS, PROVEN_ADDRESSES)
         self._hosts_suffix = f",{HOSTS_OU},{base_dn}"
         self._hosts_normal = _normal(f"{HOSTS_OU},{base_dn}")
 
@@ -169,8 +179,12 @@ class Binds:
         if not dn:
             return self._without_name(password, peer)
         if self._is_service(dn):
+            address, now = throttle_key(peer.address), self._monotonic()
+            if self._by_address.retry_after(address, now) and self._proven.allowed(address, now):
+                return self._throttled()
             # compared in any case, also with the empty password of an unauthenticated bind, which is never right
             if same(password, self._service_password) and password:
+                self._proven.record(address, now)
                 self._journal.info("LDAP_BIND_OK service account", dn=_shown(dn), conn=peer.connection)
                 return Outcome(code=BindCode.SUCCESS, bound=Bound(dn=dn))
             return self._refused("service account", "wrong password", dn, peer, dn=_shown(dn))
@@ -246,16 +260,20 @@ class Binds:
         return not registry.enabled or registry.entry(hostname) is not None
 
     def _refused(self, kind: str, reason: str, dn: str, peer: Peer, /, **shown: object) -> Outcome:
-        self._metrics.ldap_bind_failures.inc()
         now = self._monotonic()
         address, name = throttle_key(peer.address), _throttled_name(dn)
         if self._by_address.retry_after(address, now) or self._by_dn.retry_after(name, now):
-            self._metrics.ldap_throttled.inc()
-            return Outcome(code=BindCode.BUSY, throttled=True)
+            return self._throttled()
+        self._metrics.ldap_bind_failures.inc()
         self._by_address.failed(address, now)
         self._by_dn.failed(name, now)
         self._line(kind, reason, peer, **shown)
         return Outcome(code=BindCode.INVALID_CREDENTIALS)
+
+    def _throttled(self) -> Outcome:
+        self._metrics.ldap_bind_failures.inc()
+        self._metrics.ldap_throttled.inc()
+        return Outcome(code=BindCode.BUSY, throttled=True)
 
     def _line(self, kind: str, reason: str, peer: Peer, /, **shown: object) -> None:
         address, now = throttle_key(peer.address), self._monotonic()

@@ -20,6 +20,14 @@ EXCHANGE_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 15)
 DELIVERY_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 15, 30)
 SEARCH_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1, 5)
 REFRESH_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+# Why LDAP connections are refused or cut: by the server's bounds, by its clock, by what was sent, by their certificate.
+REFUSED_CONNECTIONS = (
+    *("connections", "address", "buffers"),
+    *("unbound", "idle", "slow", "stalled"),
+    *("protocol", "throttled", "removed"),
+    *("expired", "not_yet_valid", "revoked", "wrong_purpose", "foreign_ca", "bad_certificate", "no_certificate"),
+    *("protocol_too_old", "no_tls", "no_common_cipher", "refused_by_client", "handshake"),
+)
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1)
 
 
@@ -93,6 +101,8 @@ class Metrics:
         self.ldap_refused = counter(
             "identree_ldap_connections_refused_total", "LDAP connections refused or cut, by reason.", ("reason",)
         )
+        for reason in REFUSED_CONNECTIONS:
+            self.ldap_refused.labels(reason)
         self.ldap_throttled = counter(
             "identree_ldap_binds_throttled_total", "LDAP binds refused unseen after too many failures."
         )

@@ -36,9 +36,20 @@ from identree.ldap import ber, operations
 from identree.ldap.ber import SEARCH_REQUEST, BerError
 from identree.ldap.framing import BOUND_BYTES, STRANGERS_BYTES, Framer
 from identree.ldap.operations import Code, Envelope
-from identree.ldap.paging import Cursor, Cursors, Page, page_control, page_request
+from identree.ldap.paging import (
+    KNOWN_FOR_SEARCH,
+    ONLY_PAGE,
+    Answered,
+    Cursor,
+    Cursors,
+    Page,
+    only_page,
+    page_control,
+    page_request,
+)
+from identree.ldap.readiness import Readiness, possible
 from identree.ldap.rootdse import SUBSCHEMA_NORMAL, RootDSE
-from identree.ldap.search import Reply, Scan, Searcher
+from identree.ldap.search import Comparison, Reply, Scan, Searcher
 from identree.ldap.tally import Tally
 from identree.ldap.turns import Turns
 
@@ -58,15 +69,25 @@ CHECK_SECONDS = 15.0
 MAX_WAITING = 256
 # And their bytes; the last one read may go beyond it.
 MAX_WAITING_BYTES = 256 << 10
+# The same before a bind, when there is nothing to ask for much of.
+STRANGERS_WAITING = 16
+STRANGERS_WAITING_BYTES = 16 << 10
+# What a request that waits takes beside its bytes.
+REQUEST_BYTES = 256
 # Operations in one turn, seconds after which no further one is begun (the largest filter takes 10 ms to decode), and
 # bytes of answers that are collected before they are written.
 TURN_OPERATIONS = 32
 TURN_SECONDS = 0.005
 OUTPUT_BYTES = 64 << 10
-# Unfinished messages of all connections together, in bytes; beyond it, who adds to them is cut.
-UNFINISHED_BYTES = 64 << 20
+# What is kept of requests in all connections together, in bytes: unfinished messages, requests that wait, searches that
+# are performed. Beyond it, who adds to it is cut, unless he keeps no more than a few ordinary requests.
+KEPT_BYTES = 64 << 20
+KEPT_ANYWAY = 8 << 10
 
-_KNOWN_FOR_SEARCH = operations.IGNORED_CONTROLS | {operations.PAGED_RESULTS}
+# What follows a search in its message is remembered when it asks for a first page; so long, and so many of them. Each
+# kind of client has one.
+PAGED_BYTES = 64
+MAX_PAGED = 64
 
 
 class Common:
@@ -82,7 +103,7 @@ class Common:
     :param idle_seconds: a bound connection without a request for so long is closed.
     :param time_limit_seconds: longest time of one search, or of one page.
     :ivar epoch: replaced whenever what connections may do must be looked at again.
-    :ivar unfinished_bytes: of all connections' unfinished messages.
+    :ivar kept_bytes: of requests, by all connections.
     """
 
     def __init__(
@@ -126,16 +147,39 @@ class Common:
         self.idle_seconds = idle_seconds
         self.time_limit_seconds = time_limit_seconds
         self.epoch = object()
-        self.unfinished_bytes = 0
+        self.kept_bytes = 0
+        self._paged: dict[bytes, int] = {}
+        self._readiness: Readiness | None = None
+
+    def readiness(self, reactor: object) -> Readiness | None:
+        """Where plain sockets of a reactor can wait to be read; None: they cannot."""
+        if self._readiness is None and possible(reactor):
+            self._readiness = Readiness(reactor, self.monotonic)
+        return self._readiness
+
+    def first_page(self, controls: bytes) -> int:
+        """See :func:`only_page`: which clients send with nearly every search, in always the same bytes."""
+        size = self._paged.get(controls)
+        if size is None:
+            size = only_page(controls)
+            if size and len(controls) <= PAGED_BYTES:
+                if len(self._paged) >= MAX_PAGED:
+                    self._paged.clear()
+                self._paged[controls] = size
+        return size
 
 
 class _Running:
-    """A search that takes more than one turn."""
+    """
+    A search or comparison that takes more than one turn.
 
-    __slots__ = ("base", "count", "id", "since", "steps")
+    :ivar size: bytes of the request.
+    """
 
-    def __init__(self, id: int, steps: Scan | Page, base: str, since: float) -> None:
-        self.id, self.steps, self.base, self.since = id, steps, base, since
+    __slots__ = ("base", "count", "id", "since", "size", "steps")
+
+    def __init__(self, id: int, steps: Scan | Page | Comparison, base: str, since: float, size: int) -> None:
+        self.id, self.steps, self.base, self.since, self.size = id, steps, base, since, size
         self.count = 0
 
 
@@ -156,6 +200,7 @@ class LdapConnection(Protocol):
         self._lost = lost
         self._framer = Framer(STRANGERS_BYTES)
         self._unfinished = 0
+        self._kept = 0
         self._fault = ""
         self._waiting: deque[Envelope] = deque()
         self._waiting_bytes = 0
@@ -172,6 +217,10 @@ class LdapConnection(Protocol):
         self._ready = False
         # a plain socket, which can be written to without waiting for the reactor
         self._direct = False
+        self._socket: Any = None
+        self._number_of_socket = -1
+        # where it waits to be read; None: the reactor reads it
+        self._readiness: Readiness | None = None
         self._turn_asked = False
         self._reading = True
         self._timer: IDelayedCall | None = None
@@ -199,7 +248,8 @@ class LdapConnection(Protocol):
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        now = self._common.monotonic()
+        common = self._common
+        now = common.monotonic()
         self._active_at = now
         secure = ISSLTransport.providedBy(transport)
         if secure:
@@ -207,8 +257,13 @@ class LdapConnection(Protocol):
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
             transport.setTcpKeepAlive(True)
-        self._direct = isinstance(transport, tcp.Connection) and not secure and hasattr(transport, "_tempDataBuffer")
         transport.registerProducer(self, True)
+        if isinstance(transport, tcp.Connection) and not secure and hasattr(transport, "_tempDataBuffer"):
+            self._direct, self._socket = True, transport.getHandle()
+            self._number_of_socket = self._socket.fileno()
+            self._readiness = common.readiness(transport.reactor)
+            if self._wait_beside():
+                transport.stopReading()
         self._check_in(HANDSHAKE_SECONDS if secure else CHECK_SECONDS)
 
     def handshakeCompleted(self) -> None:
@@ -218,17 +273,64 @@ class LdapConnection(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._over = True
-        self._ready = False
+        self._ready = self._direct = False
+        self._leave()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._clear()
         self._running = None
         self._out.clear()
-        self._common.unfinished_bytes -= self._unfinished
-        self._unfinished = 0
+        self._common.kept_bytes -= self._kept
+        self._kept = 0
         self._common.cursors.drop(self._number)
         self._lost(self)
+
+    def _wait_beside(self) -> bool:
+        """Be read beside the reactor, if that is possible."""
+        if self._readiness is None:
+            return False
+        try:
+            self._readiness.add(self._socket, self._read, self._read_by_reactor)
+        except OSError:
+            self._readiness = None
+        return self._readiness is not None
+
+    def _leave(self) -> None:
+        """Nothing is read beside the reactor any more."""
+        if self._readiness is not None:
+            self._readiness.remove(self._number_of_socket)
+            self._readiness = None
+
+    def _read_by_reactor(self, broken: bool = False) -> None:
+        """
+        From now on, as for instance for the end of the connection.
+
+        :param broken: what was received could not be dealt with.
+        """
+        transport: Any = self.transport
+        self._leave()
+        if self._over:
+            return
+        if broken:
+            transport.abortConnection()
+        else:
+            self._reading = True
+            transport.startReading()
+
+    def _pause(self) -> None:
+        transport: Any = self.transport
+        self._reading = False
+        if self._readiness is not None:
+            self._readiness.remove(self._number_of_socket)
+        else:
+            transport.pauseProducing()
+
+    def _resume(self) -> None:
+        transport: Any = self.transport
+        self._reading = True
+        if not self._wait_beside():
+            transport.resumeProducing()
 
     def pauseProducing(self) -> None:
         if self._stalled_since is None:
@@ -245,52 +347,117 @@ class LdapConnection(Protocol):
         """The connection is lost, which is told by :meth:`connectionLost`."""
 
     def dataReceived(self, data: bytes) -> None:
+        self._read(data)
+
+    def _read(self, data: bytes) -> bool:
+        """Whether all of it was searches that are answered already."""
         common = self._common
         if self._ready and self._epoch is common.epoch and self._registry is common.registry():
-            # The way of nearly every search: one whole message without controls. Lengths are taken apart in place; what
-            # is in any way different goes the long way.
-            end = len(data)
-            if end > 16 and data[0] == 0x30:
-                size, at = data[1], 2
-                if size > 0x7F:
-                    at = size - 0x7E
-                    size = int.from_bytes(data[2:at], "big") if 2 < at < 7 else -1
-                if at + size == end and data[at] == 2:
-                    start = at + 2 + data[at + 1]
-                    if start + 6 < end and start - at < 7 and data[start] == SEARCH_REQUEST:
-                        size, first = data[start + 1], start + 2
-                        if size > 0x7F:
-                            first += size - 0x80
-                            size = int.from_bytes(data[start + 2 : first], "big") if size < 0x85 else -1
-                        id = int.from_bytes(data[at + 2 : start], "big", signed=True)
-                        if first + size == end and id > 0 and self._answered(id, data[start:]):
-                            return
+            done, over = self._at_once(data)
+            if done == len(data):
+                return True
+            if done:
+                data = data[done:]
+            if over:
+                self._received(data, later=True)
+                return False
         self._received(data)
+        return False
 
-    def _answered(self, id: int, op: bytes) -> bool:
-        """Whether a search could be answered at once; if not, nothing has happened."""
-        common = self._common
-        now = common.monotonic()
-        try:
-            reply = common.searcher.answer(op, self._view)
-        except Exception:
-            # the long way says what is wrong with it
-            return False
-        if not isinstance(reply, Reply):
-            self._running = _Running(id, reply, reply.base, now)
+    def _at_once(self, data: bytes) -> tuple[int, bool]:
+        """
+        The way of nearly every search: whole messages, nothing waits, and the answers are there.
+
+        Lengths are taken apart in place. What is in any way different is left for the long way, and so is what is
+        beyond the bounds of one turn.
+
+        :return: how many bytes are dealt with, and whether the turn is over.
+        """
+        common, view, end = self._common, self._view, len(data)
+        monotonic, answer, count = common.monotonic, common.searcher.answer, common.tally.search
+        out: list[bytes] = []
+        out_bytes = at = 0
+        over = False
+        since = now = monotonic()
+        while end - at > 16 and data[at] == 0x30:
+            size, start = data[at + 1], at + 2
+            if size > 0x7F:
+                start = at + size - 0x7E
+                if not 0x80 < size < 0x85:
+                    break
+                size = int.from_bytes(data[at + 2 : start], "big")
+            stop = start + size
+            op = start + 2 + data[start + 1]
+            if stop > end or data[start] != 2 or not start + 2 < op < start + 7 or op + 6 > stop:
+                break
+            if data[op] != SEARCH_REQUEST:
+                break
+            size, after = data[op + 1], op + 2
+            if size > 0x7F:
+                after = op + size - 0x7E
+                if not 0x80 < size < 0x85:
+                    break
+                size = int.from_bytes(data[op + 2 : after], "big")
+            after += size
+            # positive, and in the fewest octets: so it can be given back as it is
+            first = data[start + 2]
+            if after > stop or first > 0x7F or (first == 0 and (op == start + 3 or data[start + 3] < 0x80)):
+                break
+            page = 0
+            if after < stop:
+                page = common.first_page(data[after:stop])
+                if not page:
+                    break
+            try:
+                reply = answer(data[op:after], view)
+            except Exception:
+                # the long way says what is wrong with it
+                break
+            if not isinstance(reply, Reply):
+                self._begin(int.from_bytes(data[start + 2 : op], "big"), data[op:after], reply, page, now)
+                at = stop
+                break
+            if reply.code == Code.NO_SUCH_OBJECT or (page and reply.count > page):
+                # the long way knows the entries that are in no tree, and cursors
+                break
+            rendered = reply.around(data[start:op], ONLY_PAGE if page else b"")
+            at = stop
+            before, now = now, monotonic()
+            count(reply.base, reply.code, reply.count, now - before)
+            if at == end and not out:
+                # nearly always
+                self._active_at = now
+                self._write(rendered)
+                return at, False
+            out.append(rendered)
+            out_bytes += len(rendered)
+            if len(out) >= TURN_OPERATIONS or out_bytes >= OUTPUT_BYTES or now - since > TURN_SECONDS:
+                over = True
+                break
+        if out:
+            self._active_at = now
+            self._write(b"".join(out))
+        if self._running is not None:
             self._settle()
-            return True
-        if reply.code == Code.NO_SUCH_OBJECT:
-            # the long way knows the entries that are in no tree
-            return False
-        self._write(reply.render(id))
-        self._active_at = now
-        common.tally.search(reply.base, reply.code, reply.count, common.monotonic() - now)
-        return True
+        return at, over
+
+    def _begin(self, id: int, op: bytes, scan: Scan, page: int, since: float) -> None:
+        """
+        Perform a search that takes more than one turn.
+
+        :param page: entries of the page that it is asked for; 0: all are.
+        """
+        steps: Scan | Page = scan
+        if page:
+            cursors, snapshot = self._common.cursors, self._common.directory()
+            assert snapshot is not None
+            steps = Page(Cursor(self._number, op, scan, snapshot.version), page, cursors)
+        self._running = _Running(id, steps, scan.base, since, len(op))
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 
-    def _received(self, data: bytes) -> None:
+    def _received(self, data: bytes, *, later: bool = False) -> None:
+        """:param later: perform nothing in this turn."""
         if self._closing_since is not None or self._over or self._fault:
             return
         framer = self._framer
@@ -303,19 +470,30 @@ class LdapConnection(Protocol):
             if self._closing_since is not None:
                 return
         self._fault = self._fault or framer.broken
-        if framer.buffered != self._unfinished:
-            self._count_unfinished(framer.buffered)
-            if self._closing_since is not None:
-                return
-        self._work()
+        buffered = framer.buffered
+        if buffered != self._unfinished:
+            if self._unfinished == 0 or buffered < self._unfinished:
+                self._unfinished_since = self._common.monotonic()
+            self._unfinished = buffered
+        self._count_kept()
+        if self._closing_since is not None:
+            return
+        if later:
+            self._settle()
+        else:
+            self._work()
 
-    def _count_unfinished(self, buffered: int) -> None:
+    def _count_kept(self) -> None:
+        """Whenever what is kept of requests may have changed."""
+        running = self._running
+        kept = self._framer.buffered + self._waiting_bytes + (0 if running is None else running.size)
+        more = kept - self._kept
+        if more == 0 or self._over:
+            return
         common = self._common
-        if self._unfinished == 0 or buffered < self._unfinished:
-            self._unfinished_since = common.monotonic()
-        common.unfinished_bytes += buffered - self._unfinished
-        self._unfinished = buffered
-        if common.unfinished_bytes > UNFINISHED_BYTES:
+        self._kept = kept
+        common.kept_bytes += more
+        if more > 0 and kept > KEPT_ANYWAY and common.kept_bytes > KEPT_BYTES:
             self._cut("buffers", abort=True)
 
     def _arrived(self, request: Envelope) -> None:
@@ -339,7 +517,7 @@ class LdapConnection(Protocol):
 
     def _wait(self, request: Envelope) -> None:
         self._waiting.append(request)
-        self._waiting_bytes += request.size
+        self._waiting_bytes += request.size + REQUEST_BYTES
 
     def _forget(self, id: int) -> Envelope | _Running | None:
         """Give up the operation with this id if it is outstanding and can be given up."""
@@ -349,7 +527,7 @@ class LdapConnection(Protocol):
         for request in self._waiting:
             if request.id == id and request.tag not in (operations.BIND, operations.UNBIND, operations.EXTENDED):
                 self._waiting.remove(request)
-                self._waiting_bytes -= request.size
+                self._waiting_bytes -= request.size + REQUEST_BYTES
                 return request
         return None
 
@@ -383,7 +561,7 @@ class LdapConnection(Protocol):
         ):
             performed += 1
             request = self._waiting.popleft()
-            self._waiting_bytes -= request.size
+            self._waiting_bytes -= request.size + REQUEST_BYTES
             try:
                 self._perform(request)
             except BerError as e:
@@ -410,19 +588,17 @@ class LdapConnection(Protocol):
         """What to do next: read, wait for a turn, or be ready."""
         if self._closing_since is not None or self._over:
             return
-        transport: Any = self.transport
+        self._count_kept()
+        if self._closing_since is not None:
+            return
         waiting, more = len(self._waiting), self._framer.more or bool(self._fault)
-        if self._reading and (waiting >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES or more):
-            self._reading = False
-            transport.pauseProducing()
-        elif (
-            not self._reading
-            and waiting <= MAX_WAITING // 2
-            and self._waiting_bytes <= MAX_WAITING_BYTES // 2
-            and not more
-        ):
-            self._reading = True
-            transport.resumeProducing()
+        most, most_bytes = (
+            (STRANGERS_WAITING, STRANGERS_WAITING_BYTES) if self._bound is None else (MAX_WAITING, MAX_WAITING_BYTES)
+        )
+        if self._reading and (waiting >= most or self._waiting_bytes >= most_bytes or more):
+            self._pause()
+        elif not self._reading and waiting <= most // 2 and self._waiting_bytes <= most_bytes // 2 and not more:
+            self._resume()
         if self._stalled_since is not None:
             self._ready = False
             return
@@ -455,11 +631,14 @@ class LdapConnection(Protocol):
         """
         transport: Any = self.transport
         if self._direct and not transport._tempDataBuffer and not transport.dataBuffer and transport.connected:
-            sent = transport.writeSomeData(data)
-            # it is an exception when the connection is lost, which the next write finds out again and handles
-            if type(sent) is int:
-                if sent == len(data):
-                    return
+            try:
+                sent = self._socket.send(data)
+            except OSError:
+                # full, or lost, which the next write finds out again and handles
+                sent = 0
+            if sent == len(data):
+                return
+            if sent:
                 data = data[sent:]
         transport.write(data)
 
@@ -596,7 +775,7 @@ class LdapConnection(Protocol):
     def _search(self, request: Envelope) -> None:
         common = self._common
         controls = operations.controls(request.controls) if request.controls else ()
-        if operations.unsupported(controls, _KNOWN_FOR_SEARCH):
+        if operations.unsupported(controls, KNOWN_FOR_SEARCH):
             self._done(request.id, Code.UNAVAILABLE_CRITICAL_EXTENSION)
             return
         paged = [page_request(control.value) for control in controls if control.oid == operations.PAGED_RESULTS]
@@ -628,7 +807,7 @@ class LdapConnection(Protocol):
         if isinstance(answer, Reply):
             self._reply(request.id, answer, since)
         else:
-            self._running = _Running(request.id, answer, answer.base, since)
+            self._begin(request.id, request.op, answer, 0, since)
 
     def _page(self, request: Envelope, size: int, cookie: bytes, snapshot: Snapshot, since: float) -> None:
         common = self._common
@@ -638,32 +817,46 @@ class LdapConnection(Protocol):
                 self._done(request.id, Code.UNWILLING_TO_PERFORM, "this cookie is not, or no longer, of this search")
                 return
         else:
-            answer = common.searcher.scan(request.op, self._view)
+            answer = common.searcher.answer(request.op, self._view)
             if isinstance(answer, Reply):
-                self._reply(request.id, answer, since, paged=True)
-                return
-            cursor = Cursor(self._number, request.op, answer, snapshot.version)
+                if answer.count <= size:
+                    self._reply(request.id, answer, since, paged=True)
+                    return
+                steps: Scan | Answered = Answered(answer.entries, answer.done, answer.base)
+            else:
+                steps = answer
+            cursor = Cursor(self._number, request.op, steps, snapshot.version)
         if size == 0:
             # given up: what was asked for was nothing
             self._done(request.id, Code.SUCCESS, control=page_control(b""))
             return
-        base = cursor.steps.base if isinstance(cursor.steps, Scan) else "root"
         # a page that is not smaller than the size limit is the only one: the search itself stops at the limit
-        self._running = _Running(request.id, Page(cursor, size, common.cursors), base, since)
+        page = Page(cursor, size, common.cursors)
+        self._running = _Running(request.id, page, cursor.steps.base, since, len(request.op))
 
     def _step(self, running: _Running) -> None:
-        """One slice of a long search."""
+        """One slice of a long search or comparison."""
         steps = running.steps
         if self._common.monotonic() - running.since >= self._common.time_limit_seconds:
             self._running = None
-            self._done(running.id, Code.TIME_LIMIT_EXCEEDED)
+            self._end(running, Code.TIME_LIMIT_EXCEEDED)
             return
+        ops: list[bytes] = []
         try:
-            ops = steps.step()
+            if isinstance(steps, Comparison):
+                steps.step()
+            else:
+                ops = steps.step()
         except Exception:
             self._log.failure("a search failed")
             self._running = None
-            self._done(running.id, Code.OTHER)
+            self._end(running, Code.OTHER)
+            return
+        if isinstance(steps, Comparison):
+            if steps.done:
+                self._running = None
+                self._active_at = self._common.monotonic()
+                self._end(running, steps.code)
             return
         running.count += len(ops)
         if ops:
@@ -680,6 +873,13 @@ class LdapConnection(Protocol):
             self._active_at = now
             self._common.tally.search(running.base, code, running.count, now - running.since)
 
+    def _end(self, running: _Running, code: int) -> None:
+        """Of an operation that has only its code to answer now."""
+        if isinstance(running.steps, Comparison):
+            self._compared(running.id, code)
+        else:
+            self._done(running.id, code)
+
     def _reply(self, id: int, reply: Reply, since: float, *, paged: bool = False) -> None:
         """
         Send what is answered at once.
@@ -688,11 +888,7 @@ class LdapConnection(Protocol):
         """
         tally, now = self._common.tally, self._common.monotonic()
         tally.search(reply.base, reply.code, reply.count, now - since)
-        if not paged:
-            self._send(reply.render(id))
-            return
-        self._send(ber.messages(id, reply.entries))
-        self._send(ber.message(id, reply.done, (page_control(b""),)))
+        self._send(reply.render(id, ONLY_PAGE if paged else b""))
 
     def _done(self, id: int, code: int, text: str = "", control: bytes = b"") -> None:
         """A search that ends without entries."""
@@ -708,9 +904,15 @@ class LdapConnection(Protocol):
             if self._closing_since is None:
                 self._refuse(request.id, operations.COMPARE_RESPONSE, "compare", Code.INSUFFICIENT_ACCESS_RIGHTS)
             return
-        code, matched = common.searcher.compare(asked.dn, asked.attribute, asked.value, self._view)
-        common.tally.result("compare", code)
-        self._send(ber.message(request.id, operations.answer(operations.COMPARE_RESPONSE, code, matched=matched)))
+        outcome = common.searcher.compare(asked.dn, asked.attribute, asked.value, self._view)
+        if isinstance(outcome, Comparison):
+            self._running = _Running(request.id, outcome, "", common.monotonic(), len(request.op))
+        else:
+            self._compared(request.id, *outcome)
+
+    def _compared(self, id: int, code: int, matched: str = "") -> None:
+        self._common.tally.result("compare", code)
+        self._send(ber.message(id, operations.answer(operations.COMPARE_RESPONSE, code, matched=matched)))
 
     def _extended(self, request: Envelope) -> None:
         asked = operations.extended(request.op)
@@ -746,7 +948,9 @@ class LdapConnection(Protocol):
         if found is None:
             self._extended_answer(request.id, Code.NO_SUCH_OPERATION)
             return
-        if isinstance(found, _Running) or found.tag == operations.SEARCH:
+        if isinstance(found, _Running):
+            self._end(found, Code.CANCELED)
+        elif found.tag == operations.SEARCH:
             self._done(id, Code.CANCELED)
         else:
             response, operation = _RESPONSES[found.tag]
@@ -766,6 +970,8 @@ class LdapConnection(Protocol):
             self._extended_answer(id, Code.SUCCESS, name=name)
             self._flush()
             self._ready = self._direct = False
+            if self._readiness is not None:
+                self._read_by_reactor()
             self._handshake_since = common.monotonic()
             self._check_in(HANDSHAKE_SECONDS)
             common.start_tls(self.transport)
@@ -827,7 +1033,9 @@ class LdapConnection(Protocol):
         self._closing_since = self._common.monotonic()
         self._ready = False
         self._clear()
+        self._leave()
         self._running = None
+        self._count_kept()
         transport: Any = self.transport
         if self._handshake_since is None:
             self._flush()

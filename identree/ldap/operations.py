@@ -85,13 +85,13 @@ class Envelope:
     """
     A request around which nothing else was looked at yet.
 
-    :ivar op: the protocolOp, tag and length included.
+    :ivar op: the protocolOp, tag and length included. Not shown: that of a bind holds the password.
     :ivar controls: the content of its controls, empty when there are none.
     """
 
     id: int
-    op: bytes
-    controls: bytes = b""
+    op: bytes = field(repr=False)
+    controls: bytes = field(default=b"", repr=False)
 
     @property
     def tag(self) -> int:
@@ -106,7 +106,7 @@ class Envelope:
 class Control:
     oid: bytes
     critical: bool
-    value: bytes | None
+    value: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +124,11 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """As it was sent."""
+    """As it was sent. The value is not shown: clients try passwords this way."""
 
     dn: bytes
     attribute: bytes
-    value: bytes
+    value: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,27 +8,41 @@ the very same search: whoever changes the search in between, or has let too many
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Protocol
 
-from identree.directory.encoding import octets
-from identree.ldap import ber
+from identree.directory.encoding import octets, tlv
+from identree.ldap import ber, operations
 from identree.ldap.ber import BerError
-from identree.ldap.operations import PAGED_RESULTS, Code
+from identree.ldap.operations import CONTROLS_TAG, PAGED_RESULTS, Code
 
+# Controls that a search may have.
+KNOWN_FOR_SEARCH = operations.IGNORED_CONTROLS | {PAGED_RESULTS}
 # Unfinished paged searches of one connection; sssd has one at a time.
 CURSORS_OF_CONNECTION = 4
 # And of all: each keeps its snapshot alive.
 CURSORS = 512
+# And the bytes of these searches as they were sent: a filter takes some ten times as much once it is compiled.
+CURSORS_BYTES = 4 << 20
 # Old snapshots that unfinished searches may keep alive, beside the one that is served. Snapshots share what did not
 # change, so one costs its indexes.
 KEPT_SNAPSHOTS = 16
 COOKIE_BYTES = 16
+# Entries of an answer that is there already in one slice of a page; 0.1 ms, and about as many bytes as a slice of a
+# scan has.
+ANSWERED_AT_ONCE = 256
 
 
 class Steps(Protocol):
-    """A search that is worked off in slices, such as :class:`identree.ldap.search.Scan`."""
+    """
+    A search that is worked off in slices, such as :class:`identree.ldap.search.Scan`.
+
+    :ivar base: the branch that it looks into, for the metric.
+    """
+
+    base: str
 
     @property
     def done(self) -> bool: ...
@@ -38,6 +52,32 @@ class Steps(Protocol):
 
     def done_op(self) -> bytes:
         """The SearchResultDone, once it is done."""
+
+
+class Answered:
+    """
+    An answer that is there as a whole, and is too large for one page.
+
+    :param done: its SearchResultDone.
+    """
+
+    def __init__(self, entries: Sequence[bytes], done: bytes, base: str) -> None:
+        self._entries, self._done, self._at = entries, done, 0
+        self.base = base
+
+    @property
+    def done(self) -> bool:
+        return self._at >= len(self._entries)
+
+    def step(self, limit: int | None = None) -> list[bytes]:
+        """See :class:`Steps`."""
+        at = self._at
+        self._at = at + ANSWERED_AT_ONCE if limit is None else at + min(limit, ANSWERED_AT_ONCE)
+        return list(self._entries[at : self._at])
+
+    def done_op(self) -> bytes:
+        """See :class:`Steps`."""
+        return self._done
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +116,47 @@ def page_control(cookie: bytes) -> bytes:
     return ber.control(PAGED_RESULTS, ber.sequence(ber.integer(0), octets(cookie)))
 
 
+# After the SearchResultDone of a search that was asked for in pages and fits into one; with the tag of controls.
+ONLY_PAGE = tlv(CONTROLS_TAG, page_control(b""))
+
+
+def only_page(controls: bytes) -> int:
+    """
+    How many entries the first page may have, where nothing but that is asked for by what follows a search in its
+    message; 0 if there is more to it, such as a cookie, or a mistake.
+    """
+    try:
+        tag, at, end = ber.header(controls, 0, len(controls))
+        if tag != CONTROLS_TAG or end != len(controls):
+            return 0
+        found = operations.controls(controls[at:end])
+        if operations.unsupported(found, KNOWN_FOR_SEARCH):
+            return 0
+        asked = [page_request(control.value) for control in found if control.oid == PAGED_RESULTS]
+    except BerError:
+        return 0
+    return asked[0].size if len(asked) == 1 and not asked[0].cookie else 0
+
+
+def _digest(op: bytes) -> bytes:
+    return sha256(op).digest()
+
+
 class Cursor:
     """
     A paged search between two pages.
 
     :param owner: the number of its connection.
-    :param op: the whole search as it was sent; later pages must repeat it.
+    :param op: the whole search as it was sent; later pages must repeat it, so its digest is kept.
     :param version: of the snapshot.
+    :ivar size: bytes of the search as it was sent.
     """
 
-    __slots__ = ("op", "owner", "pending", "steps", "version")
+    __slots__ = ("digest", "owner", "pending", "size", "steps", "version")
 
     def __init__(self, owner: int, op: bytes, steps: Steps, version: int) -> None:
-        self.owner, self.op, self.steps, self.version = owner, op, steps, version
+        self.owner, self.steps, self.version = owner, steps, version
+        self.digest, self.size = _digest(op), len(op)
         # made, but not sent: the first entry of the next page
         self.pending: deque[bytes] = deque()
 
@@ -113,6 +181,7 @@ class Cursors:
         # by cookie, oldest first
         self._cursors: OrderedDict[bytes, Cursor] = OrderedDict()
         self._of: dict[int, list[bytes]] = {}
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._cursors)
@@ -124,8 +193,11 @@ class Cursors:
             self._forget(own[0])
         elif len(self._cursors) >= self._in_all:
             self._forget(next(iter(self._cursors)))
+        while self._cursors and self._bytes + cursor.size > CURSORS_BYTES:
+            self._forget(next(iter(self._cursors)))
         cookie = self._random_bytes(COOKIE_BYTES)
         self._cursors[cookie] = cursor
+        self._bytes += cursor.size
         self._of.setdefault(cursor.owner, []).append(cookie)
         return cookie
 
@@ -135,7 +207,7 @@ class Cursors:
         if cursor is None or cursor.owner != owner:
             return None
         self._forget(cookie)
-        return cursor if cursor.op == op else None
+        return cursor if cursor.digest == _digest(op) else None
 
     def drop(self, owner: int) -> None:
         """The connection is gone, or is somebody else now."""
@@ -151,6 +223,7 @@ class Cursors:
 
     def _forget(self, cookie: bytes) -> None:
         cursor = self._cursors.pop(cookie)
+        self._bytes -= cursor.size
         own = self._of[cursor.owner]
         own.remove(cookie)
         if not own:

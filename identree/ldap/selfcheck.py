@@ -133,12 +133,16 @@ class Client:
             self._socket: Any = socket.create_connection((self._host, port), timeout=SEARCH_SECONDS)
         except (OSError, ValueError) as problem:
             raise CheckFailed(f"{target.url} does not answer: {problem}. Is the directory on, at that port?") from None
-        if url.scheme == "ldaps":
-            self._encrypt()
-        elif target.start_tls:
-            reply = self._exchange(pureldap.LDAPExtendedRequest(requestName=START_TLS))
-            self._expect_success("StartTLS", reply)
-            self._encrypt()
+        try:
+            if url.scheme == "ldaps":
+                self._encrypt()
+            elif target.start_tls:
+                reply = self._exchange(pureldap.LDAPExtendedRequest(requestName=START_TLS))
+                self._expect_success("StartTLS", reply)
+                self._encrypt()
+        except CheckFailed:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._socket.close()

@@ -84,6 +84,11 @@ class LdapFactory(ServerFactory):
         self._common.epoch = object()
         self._common.searcher.renew()
         self._common.cursors.snapshot_changed()
+        self._free()
+
+    def _free(self) -> None:
+        if self._common.searcher.free():
+            self._common.turns.add(self._free)
 
     def registry_changed(self) -> None:
         """

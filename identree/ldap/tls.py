@@ -122,10 +122,14 @@ Revoked = Mapping[x509.Name, frozenset[int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Loaded:
-    """:ivar warnings: what is usable, but not as it should be."""
+    """
+    :ivar identifying: the CAs whose certificates name a host; None for all that are accepted.
+    :ivar warnings: what is usable, but not as it should be.
+    """
 
     context: SSL.Context
     revoked: Revoked
+    identifying: frozenset[x509.Certificate] | None
     warnings: tuple[str, ...]
 
 
@@ -134,7 +138,7 @@ class ServerConnection(SSL.Connection):
     One connection that accepts TLS.
 
     :ivar peer_name: the verified host name in the client's certificate once the handshake is over; empty when it showed
-        none.
+        none, or one of a CA that names no hosts.
     """
 
     peer_name = ""
@@ -145,6 +149,7 @@ class ServerConnection(SSL.Connection):
     # told the reason when the handshake fails
     failed: Callable[[str], None] | None = None
     revoked: Revoked = MappingProxyType({})
+    identifying: frozenset[x509.Certificate] | None = None
 
     def do_handshake(self) -> None:
         try:
@@ -161,14 +166,24 @@ class ServerConnection(SSL.Connection):
             self.failed = None
             certificate = self.get_peer_certificate(as_cryptography=True)
             if certificate is not None:
-                self.peer_name = certificate_name(certificate)
+                if self._identified():
+                    self.peer_name = certificate_name(certificate)
                 self.shown = certificate.issuer, certificate.serial_number, certificate.not_valid_after_utc
+
+    def _identified(self) -> bool:
+        """Whether the chain by which the client's certificate was accepted leads over a CA that names hosts."""
+        if self.identifying is None:
+            return True
+        # what the client sends along proves nothing, and a certificate does not vouch for itself
+        chain = self.get_verified_chain(as_cryptography=True) or []
+        return any(authority in self.identifying for authority in chain[1:])
 
 
 def peer_name(transport: Any) -> str:
     """
     The verified host name of the client at the other end of this connection (its certificate's first DNS name, else the
-    common name), normalised; empty without TLS, without a certificate, and before the handshake is over.
+    common name), normalised; empty without TLS, without a certificate, with one of a CA that names no hosts, and before
+    the handshake is over.
     """
     connection = _connection(transport)
     return "" if connection is None else connection.peer_name
@@ -189,6 +204,8 @@ class ServerTLS:
 
     :param name: of the listener, for the log.
     :param authorities: further CAs of clients, as they are now.
+    :param identifying: those of all the CAs whose certificates say which host it is, as they are now; None: all. Who
+        shows another one's is let in, and is nobody.
     :param refused: told the reason of each refusal, for the metric.
     :param protocols: offered by ALPN, the best first.
     :raise ValueError: a file cannot be used; the text names the setting and what to do.
@@ -203,6 +220,7 @@ class ServerTLS:
         *,
         client_auth: ClientAuth,
         authorities: Callable[[], Sequence[x509.Certificate]] = tuple,
+        identifying: Callable[[], Sequence[x509.Certificate]] | None = None,
         refused: Callable[[str], None] = lambda reason: None,
         protocols: tuple[bytes, ...] = (),
         in_thread: InThread,
@@ -213,6 +231,7 @@ class ServerTLS:
         self._files = files
         self._client_auth = client_auth
         self._authorities = authorities
+        self._identifying = identifying
         self._refused = refused
         self._protocols = protocols
         self._in_thread = in_thread
@@ -251,6 +270,8 @@ class ServerTLS:
     def _look(self) -> tuple[object, ...]:
         """What tells changed inputs from these."""
         found: list[object] = [certificate.fingerprint(SHA256()) for certificate in self._authorities()]
+        if self._identifying is not None:
+            found.append(tuple(certificate.fingerprint(SHA256()) for certificate in self._identifying()))
         for path in self._files.paths:
             try:
                 about = os.stat(path)
@@ -291,7 +312,12 @@ class ServerTLS:
         left = chain[0].not_valid_after_utc - self._now()
         if left < timedelta():
             warnings.append(f"IDENTREE_TLS_CERT_FILE: {self._files.certificate} has expired; clients will refuse it")
-        return _Loaded(context=self._context(chain, key, authorities), revoked=revoked, warnings=tuple(warnings))
+        return _Loaded(
+            context=self._context(chain, key, authorities),
+            revoked=revoked,
+            identifying=None if self._identifying is None else frozenset(self._identifying()),
+            warnings=tuple(warnings),
+        )
 
     def _warn(self) -> None:
         for warning in self._loaded.warnings:
@@ -357,7 +383,7 @@ class ServerTLS:
     def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         loaded = self._loaded
         connection = ServerConnection(loaded.context, None)
-        connection.revoked = loaded.revoked
+        connection.revoked, connection.identifying = loaded.revoked, loaded.identifying
 
         def failed(reason: str) -> None:
             peer = tlsProtocol.transport.getPeer() if tlsProtocol.transport is not None else None

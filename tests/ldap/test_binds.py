@@ -129,7 +129,7 @@ class BindTests(SynchronousTestCase):
         self.assertEqual([client.bind(password=b"wrong") for _ in range(10)], [49] * 10)
         self.assertEqual(client.bind(password=b"wrong"), 51)
         self.assertTrue(client.over)
-        self.assertEqual(world.connect().bind(), 0)
+        self.assertEqual((world.connect().bind(), world.connect("192.0.2.2").bind()), (51, 0))
 
     def test_counted(self) -> None:
         """Answers are counted by operation and code."""

@@ -1,17 +1,26 @@
 """One connection: the order of operations, what overtakes, back-pressure, time-outs, the end."""
 
+import contextlib
+import socket
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ldaptor.protocols import pureldap
 from twisted.internet import tcp
 from twisted.internet.address import IPv4Address
-from twisted.internet.error import ConnectionLost
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IReactorFDSet
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from identree.directory.snapshot import View
-from identree.ldap import connection
+from identree.ldap import ber, connection
+from identree.ldap.readiness import Readiness
 from tests.ldap.harness import (
     BASE,
+    PAGED,
     PASSWORD,
     PEOPLE,
     SERVICE,
@@ -76,6 +85,47 @@ class SearchTests(SynchronousTestCase):
         client.feed(b"".join(message(search(filter=f"(uid=user{i})"), 10 + i) for i in range(3)))
         self.assertEqual([each.id for each in client.received()], [10, 10, 11, 11, 12, 12])
         self.assertEqual(client.wire.writes - before, 1)
+
+    def test_pipelined_in_pieces(self) -> None:
+        """However many requests are cut by the network, and wherever."""
+        world = World()
+        raw = b"".join(message(search(filter=f"(uid=user{i})"), 126 + i) for i in range(5))
+        whole = world.bound()
+        whole.received()
+        whole.feed(raw)
+        expected = whole.wire.value()
+        for at in range(1, len(raw)):
+            client = world.bound()
+            client.received()
+            client.feed(raw[:at])
+            client.feed(raw[at:])
+            self.assertEqual(client.wire.value(), expected)
+
+    def test_pipelined_with_others(self) -> None:
+        """Searches that are answered at once keep their place among other operations."""
+        client = World().bound()
+        client.received()
+        client.feed(message(search(), 5) + message(extended(WHO), 6) + message(search(), 7))
+        self.assertEqual([each.id for each in client.received()], [5, 5, 6, 7, 7])
+
+    def test_pipelined_unbind(self) -> None:
+        """Nothing after the end is performed, everything before it is."""
+        client = World().bound()
+        client.received()
+        client.feed(message(search(), 5) + message(pureldap.LDAPUnbindRequest(), 6) + message(search(), 7))
+        self.assertEqual(([each.id for each in client.received()], client.over), ([5, 5], True))
+
+    def test_odd_ids(self) -> None:
+        """An id in more octets than it needs is answered with the fewest; a negative one is no request."""
+        op = bytes(search().toWire())
+        client = World().bound()
+        for id, sent in ((5, b"\x02\x02\x00\x05"), (5, b"\x02\x04\x00\x00\x00\x05"), (128, b"\x02\x02\x00\x80")):
+            client.received()
+            client.feed(ber.sequence(sent, op))
+            self.assertIn(ber.message_id(id), client.wire.value()[:8])
+            self.assertEqual({each.id for each in client.received()}, {id})
+        client.feed(ber.sequence(b"\x02\x01\xff", op))
+        self.assertTrue(client.over)
 
     def test_in_pieces(self) -> None:
         """However a request is cut by the network."""
@@ -156,6 +206,45 @@ class SearchTests(SynchronousTestCase):
         client.send(search(filter=SLOW))
         world.turn()
         self.assertEqual(code(client.received()), 3)
+
+
+PAGED_FIRST = ber.control(PAGED, ber.sequence(ber.integer(2), ber.octets(b"")))
+REQUESTS = st.lists(
+    st.builds(
+        lambda id, filter, base, controls: ber.message(id, bytes(search(base, filter, ["uid"]).toWire()), controls),
+        st.sampled_from([1, 127, 128, 255, 32_768, 8_388_608]),
+        st.sampled_from(["(uid=user1)", "(&(uid=user0)(cn=*))", ALL, "(uid=nobody)"]),
+        st.sampled_from([PEOPLE, BASE, "", f"uid=x,{PEOPLE}"]),
+        st.sampled_from([[], [PAGED_FIRST], [ber.control(b"1.2.3")], [PAGED_FIRST, PAGED_FIRST]]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+class WaysTests(SynchronousTestCase):
+    """What is answered at once is answered as it is the long way."""
+
+    def answered(self, raw: bytes, at_once: bool) -> tuple[bytes, bool]:
+        world = World(people=4)
+        client = world.bound()
+        client.received()
+        if not at_once:
+            client.connection._at_once = lambda data: (0, False)
+        client.feed(raw)
+        world.turn(20)
+        return client.wire.value(), client.over
+
+    @settings(max_examples=150)
+    @given(REQUESTS, st.data())
+    def test_same(self, requests: list[bytes], data: st.DataObject) -> None:
+        """Whatever comes, well-formed or damaged, and however much of it."""
+        raw = bytearray(b"".join(requests))
+        if data.draw(st.booleans()):
+            raw[data.draw(st.integers(0, min(len(raw), 80) - 1))] = data.draw(st.integers(0, 255))
+        if data.draw(st.booleans()):
+            del raw[data.draw(st.integers(0, len(raw) - 1)) :]
+        self.assertEqual(self.answered(bytes(raw), True), self.answered(bytes(raw), False))
 
 
 class PagingTests(SynchronousTestCase):
@@ -239,6 +328,95 @@ class PagingTests(SynchronousTestCase):
         self.assertEqual(len(world.cursors), 1)
         client.wire.abortConnection()
         self.assertEqual(len(world.cursors), 0)
+
+    def first_page(self, client: Any, filter: str, control: bytes) -> list[Any]:
+        client.received()
+        client.feed(ber.message(9, bytes(search(filter=filter).toWire()), [control]))
+        return client.received()
+
+    def test_only_page(self) -> None:
+        """An answer that fits into the first page is given at once and from the memo, and its control has no cookie."""
+        world = World()
+        client = world.bound()
+        expected = client.ask(search())
+        for control in (page_control(1), page_control(1000, critical=True), page_control(1000, critical=False)):
+            for _ in range(2):
+                client.send(search(), [control])
+                answers = client.received()
+                self.assertEqual([each.value.toWire() for each in answers], [each.value.toWire() for each in expected])
+                self.assertEqual(([each.controls for each in answers[:-1]], cookie(answers)), ([None], b""))
+        self.assertEqual((world.value("identree_ldap_memo_hits_total"), len(world.cursors)), (6, 0))
+
+    def test_only_page_of_many(self) -> None:
+        """So is one of many entries, or of none, and each size of page counts anew."""
+        world = World(people=7)
+        client = world.bound()
+        for filter, count in ((ALL, 7), ("(uid=nobody)", 0)):
+            for size in (7, 1000, 2**31 - 1):
+                answers = self.page(world, client, size, filter=filter)
+                self.assertEqual((len(names(answers)), code(answers), cookie(answers)), (count, 0, b""))
+        first = self.page(world, client, 6)
+        second = self.page(world, client, 6, cookie(first))
+        self.assertEqual((names(first) + names(second)), names(self.page(world, client, 7)))
+        self.assertEqual((len(names(first)), cookie(second)), (6, b""))
+
+    def test_encodings(self) -> None:
+        """The control is understood however its lengths and numbers are encoded, and beside others."""
+        client = World().bound()
+        value = ber.sequence(ber.integer(5), ber.octets(b""))
+        long_value = b"\x30\x84\x00\x00\x00\x0a\x02\x04\x00\x00\x00\x05\x04\x82\x00\x00"
+        for control in (
+            ber.control(PAGED, value),
+            ber.control(PAGED, value, critical=True),
+            ber.sequence(ber.octets(PAGED), ber.boolean(False), ber.octets(value)),
+            ber.control(PAGED, long_value),
+            ber.control(b"1.2.3") + ber.control(PAGED, value),
+            ber.control(PAGED, value) + ber.control(b"1.2.3", b"x" * 200),
+        ):
+            for _ in range(2):
+                answers = self.first_page(client, "(uid=user1)", control)
+                self.assertEqual((len(names(answers)), code(answers), cookie(answers)), (1, 0, b""))
+
+    def test_bad_encodings(self) -> None:
+        """What is no such control ends the connection, however often one was understood before."""
+        good = ber.control(PAGED, ber.sequence(ber.integer(5), ber.octets(b"")))
+        for bad in (
+            ber.control(PAGED),
+            ber.control(PAGED, b"\x30\x03\x02\x01\x05"),
+            good + good,
+            good[:-1],
+            good + b"\x00",
+        ):
+            client = World().bound()
+            self.first_page(client, "(uid=user1)", good)
+            self.first_page(client, "(uid=user1)", bad)
+            self.assertTrue(client.over, bad)
+
+    def test_many_kinds(self) -> None:
+        """So many sizes and controls as a client likes: what is remembered of them is bounded."""
+        world = World()
+        client = world.bound()
+        for size in range(1, 3 * connection.MAX_PAGED):
+            self.assertEqual(
+                len(
+                    names(
+                        self.first_page(
+                            client, "(uid=user1)", ber.control(PAGED, ber.sequence(ber.integer(size), ber.octets(b"")))
+                        )
+                    )
+                ),
+                1,
+            )
+        self.assertLessEqual(len(world.common._paged), connection.MAX_PAGED)
+
+    def test_long(self) -> None:
+        """The first page of a search over everything is made in turns, and the next goes on."""
+        world = World(people=500)
+        client = world.bound()
+        world.clock.rightNow = 0.0
+        first = self.page(world, client, 300, filter=SLOW)
+        second = self.page(world, client, 300, cookie(first), filter=SLOW)
+        self.assertEqual((len(set(names(first) + names(second))), cookie(second)), (500, b""))
 
     def test_root_dse(self) -> None:
         """The root DSE is a page of its own."""
@@ -470,16 +648,25 @@ class BackPressureTests(SynchronousTestCase):
 
 
 class Socket(tcp.Connection):
-    """A plain TCP connection without a socket, which takes so many bytes at once."""
+    """A plain TCP connection that is its own socket, which takes so many bytes at once."""
 
     def __init__(self, takes: int) -> None:
         self.takes, self.at_once, self.later = takes, b"", b""
         self.dataBuffer, self._tempDataBuffer = b"", []
         self.connected = True
+        self.reactor = None
 
-    def writeSomeData(self, data: bytes) -> Any:
+    def getHandle(self) -> Any:
+        return self
+
+    def fileno(self) -> int:
+        return 99
+
+    def send(self, data: bytes) -> int:
         if self.takes < 0:
-            return ConnectionLost()
+            raise BrokenPipeError
+        if self.takes == 0:
+            raise BlockingIOError
         self.at_once += bytes(data[: self.takes])
         return min(len(data), self.takes)
 
@@ -525,6 +712,141 @@ class DirectTests(SynchronousTestCase):
         """A lost connection is left to the reactor, which finds it out itself."""
         at_once, later = self.written(-1)
         self.assertEqual((at_once, [each.id for each in messages(later)]), (b"", [1, 2, 2]))
+
+
+@implementer(IReactorFDSet)
+class FDSet:
+    """A reactor that only remembers what it should read."""
+
+    def __init__(self) -> None:
+        self.readers: list[Any] = []
+        self.writers: list[Any] = []
+
+    def addReader(self, reader: Any) -> None:
+        self.readers.append(reader)
+
+    def removeReader(self, reader: Any) -> None:
+        if reader in self.readers:
+            self.readers.remove(reader)
+
+    def addWriter(self, writer: Any) -> None:
+        if writer not in self.writers:
+            self.writers.append(writer)
+
+    def removeWriter(self, writer: Any) -> None:
+        if writer in self.writers:
+            self.writers.remove(writer)
+
+    def callLater(self, seconds: float, *what: Any) -> None:
+        """Nothing is closed here."""
+
+
+class BesideTests(SynchronousTestCase):
+    """Plain sockets are read beside the reactor."""
+
+    def setUp(self) -> None:
+        self.world, self.reactor = World(people=500), FDSet()
+        self.near, self.far = socket.socketpair()
+        self.far.setblocking(False)
+        self.connection: Any = self.world.factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+        self.transport: Any = tcp.Connection(self.near, self.connection, self.reactor)  # type: ignore[arg-type]
+        self.patch(self.transport, "setTcpNoDelay", lambda enabled: None)
+        self.patch(self.transport, "setTcpKeepAlive", lambda enabled: None)
+        self.transport.connected = True
+        self.transport.startReading()
+        self.connection.makeConnection(self.transport)
+        self.addCleanup(self.end)
+        self.ask(pureldap.LDAPBindRequest(3, SERVICE.encode(), PASSWORD))
+
+    def end(self) -> None:
+        if not self.connection._over:
+            self.transport.connectionLost(Failure(ConnectionDone()))
+        self.far.close()
+
+    def read(self) -> None:
+        """What the reactor would."""
+        for reader in list(self.reactor.readers):
+            reader.doRead()
+
+    def ask(self, op: Any, id: int = 1) -> list[Any]:
+        self.far.send(message(op, id))
+        self.read()
+        return self.received()
+
+    def received(self) -> list[Any]:
+        try:
+            return messages(self.far.recv(1 << 20))
+        except BlockingIOError:
+            return []
+
+    @property
+    def beside(self) -> bool:
+        """Whether it is read beside the reactor; else the reactor reads it, or nobody does."""
+        return self.reactor.readers == [self.world.common._readiness]
+
+    def test_answered(self) -> None:
+        """It is read there, and answered."""
+        self.assertTrue(self.beside)
+        self.assertEqual(len(names(self.ask(search()))), 1)
+
+    def test_no_room(self) -> None:
+        """Where the system has no room for it the reactor reads it."""
+        self.end()
+        self.patch(Readiness, "add", self.no_room)
+        self.setUp()
+        self.assertEqual(self.reactor.readers, [self.transport])
+        self.assertEqual(len(names(self.ask(search()))), 1)
+
+    def no_room(self, *arguments: Any) -> None:
+        raise OSError
+
+    def test_reading_stops(self) -> None:
+        """Nobody reads it while too much waits, and then it is read there again."""
+        many = b"".join(message(search(filter=SLOW), i + 2) for i in range(connection.MAX_WAITING + 2))
+        self.far.send(many[: len(many) // 2])
+        self.read()
+        self.far.send(many[len(many) // 2 :])
+        self.read()
+        self.assertEqual(self.reactor.readers, [])
+        for _ in range(10 * connection.MAX_WAITING):
+            self.world.turn()
+            self.drain()
+            for writer in list(self.reactor.writers):
+                writer.doWrite()
+            if self.beside:
+                break
+        self.assertTrue(self.beside)
+
+    def drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self.far.recv(1 << 24)
+
+    def test_end(self) -> None:
+        """Its end is left to the reactor."""
+        self.far.close()
+        self.read()
+        self.assertEqual(self.reactor.readers, [self.transport])
+        self.assertEqual(type(self.transport.doRead()), ConnectionDone)
+
+    def test_cut(self) -> None:
+        """Nothing is read of a connection that is closed from here."""
+        self.connection.shut_down()
+        self.assertNotIn(self.world.common._readiness, self.reactor.readers)
+        self.assertEqual([each.value.resultCode for each in self.received()], [52])
+
+    def test_lost(self) -> None:
+        """Nor when it is lost: the number of its socket may be another's."""
+        self.transport.connectionLost(Failure(ConnectionDone()))
+        beside = self.world.common._readiness
+        assert beside is not None
+        self.assertEqual((self.reactor.readers, len(beside)), ([], 0))
+
+    def test_broken(self) -> None:
+        """A bug of ours ends the connection, as the reactor would."""
+        self.patch(self.connection, "_framer", None)
+        self.ask(extended(WHO))
+        self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
+        self.assertEqual(self.reactor.readers, [])
 
 
 class TimeOutTests(SynchronousTestCase):

@@ -76,6 +76,20 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual(asked, Bind(3, "cn=x", None, b"hidden"))
         self.assertNotIn("hidden", repr(asked))
 
+    def test_nothing_secret_shown(self) -> None:
+        """Nor is it in the repr of the message, nor a value in those of controls, comparisons and extensions."""
+        op = pureldap.LDAPBindRequest(3, b"cn=x", b"hidden")
+        found = operations.envelope(message(op, 7))
+        self.assertIn(b"hidden", found.op)
+        for shown in (
+            found,
+            Envelope(7, b"\x60", b"hidden"),
+            Control(b"1.2", True, b"hidden"),
+            Compare(b"uid=x", b"userPassword", b"hidden"),
+            Extended(b"1.2", b"hidden"),
+        ):
+            self.assertNotIn("hidden", repr(shown))
+
     def test_sasl_bind(self) -> None:
         """A SASL bind with and without credentials."""
         for credentials in (b"", b"dn:x"):

@@ -7,15 +7,17 @@ from hypothesis import strategies as st
 from ldaptor.protocols import pureber
 from twisted.trial.unittest import SynchronousTestCase
 
-from identree.ldap import ber
+from identree.ldap import ber, paging
 from identree.ldap.ber import SEARCH_DONE, BerError
-from identree.ldap.paging import Cursor, Cursors, Page, PageRequest, page_control, page_request
+from identree.ldap.paging import Answered, Cursor, Cursors, Page, PageRequest, only_page, page_control, page_request
 
 OP = b"\x63the search"
 
 
 class Steps:
     """A search with so many entries, given out in slices of one size."""
+
+    base = "people"
 
     def __init__(self, entries: int, slice_size: int = 3, code: int = 0) -> None:
         self._ops = [b"\x64" + str(i).encode() for i in range(entries)]
@@ -78,6 +80,48 @@ class RequestTests(SynchronousTestCase):
     def test_answer(self) -> None:
         """The control of an answer has the cookie, and no estimate."""
         self.assertEqual(cookie_of(page_control(b"abc")), b"abc")
+
+
+class OnlyPageTests(SynchronousTestCase):
+    """What follows a search in its message and asks for nothing but a first page."""
+
+    def size(self, *controls: bytes) -> int:
+        return only_page(ber.tlv(0xA0, b"".join(controls)))
+
+    def control(self, size: int, cookie: bytes = b"", critical: bool = False) -> bytes:
+        return ber.control(paging.PAGED_RESULTS, ber.sequence(ber.integer(size), ber.octets(cookie)), critical)
+
+    def test_size(self) -> None:
+        """Critical or not, alone or beside a control that does not matter."""
+        self.assertEqual((self.size(self.control(5)), self.size(self.control(7, critical=True))), (5, 7))
+        self.assertEqual(self.size(ber.control(b"1.2.3"), self.control(9)), 9)
+
+    def test_more(self) -> None:
+        """Another page, no page, two of them, an unknown control that is critical."""
+        self.assertEqual(self.size(self.control(5, b"c")), 0)
+        self.assertEqual((self.size(), self.size(self.control(0))), (0, 0))
+        self.assertEqual(self.size(self.control(5), self.control(5)), 0)
+        self.assertEqual(self.size(self.control(5), ber.control(b"1.2.3", critical=True)), 0)
+
+    def test_bad(self) -> None:
+        """Anything damaged, and anything that is no controls."""
+        whole = ber.tlv(0xA0, self.control(5))
+        for bad in (b"", whole[:-1], whole + b"\x00", b"\xa1" + whole[1:], b"\xa0\x80" + whole[2:]):
+            self.assertEqual(only_page(bad), 0)
+
+
+class AnsweredTests(SynchronousTestCase):
+    @given(st.integers(0, 700), st.integers(1, 400))
+    def test_all(self, count: int, limit: int) -> None:
+        """Every entry once and in order, in slices within the limit and the bound."""
+        entries = [b"%d" % each for each in range(count)]
+        answered = Answered(entries, b"done", "people")
+        slices: list[list[bytes]] = []
+        while not answered.done:
+            slices.append(answered.step(limit))
+        self.assertEqual([each for some in slices for each in some], entries)
+        self.assertTrue(all(0 < len(some) <= min(limit, paging.ANSWERED_AT_ONCE) for some in slices))
+        self.assertEqual(answered.done_op(), b"done")
 
 
 class PageTests(SynchronousTestCase):

@@ -449,6 +449,18 @@ class MemoTests(SearcherCase):
             expected = ber.messages(id, [*found.entries, found.done])
             self.assertEqual(found.render(id), expected)
 
+    def test_controls(self) -> None:
+        """Controls go with the last message, and do not stay for the next time."""
+        control = ber.tlv(0xA0, ber.control(b"1.2.3", b"value"))
+        for filter in ("(uid=nobody)", "(uid=user1)", "(uid=*)"):
+            found = self.reply(filter, PEOPLE)
+            without = found.render(5)
+            with_control = found.render(5, control)
+            self.assertEqual(
+                with_control[len(ber.messages(5, found.entries)) :], ber.message(5, found.done, [control[2:]])
+            )
+            self.assertEqual(found.render(5), without)
+
 
 QUESTIONS = st.tuples(
     st.sampled_from(
@@ -526,6 +538,19 @@ class WaysTests(SearcherCase):
         self.patch(ber, "decode_search", None)
         self.assertEqual(self.names(GETPWNAM % "user1", PEOPLE, 2, USER_ATTRIBUTES), ["uid=user1"])
         self.assertEqual(self.names(INITGROUPS % "user1", GROUPS, 2, USER_ATTRIBUTES), ["cn=group1", "cn=user1"])
+
+    def test_values_of_many_lengths(self) -> None:
+        """Kinds, and lengths of values, are told apart, however many there were."""
+        self.patch(search, "MAX_FRAMES", 5)
+        self.patch(search, "FRAMES_ALIKE", 2)
+        for value in ("user1", "x" * 3, "y" * 4, "group1", "x" * 90, "Alice", "200001", "user0"):
+            for kind in (GETPWNAM, GETPWUID, GETGRNAM, GETGRGID, INITGROUPS, "(uid=%s)", "(mail=%s)"):
+                for base in (PEOPLE, GROUPS, BASE):
+                    op = ask(kind % value, base, 2, ["cn"])
+                    self.assertEqual(reply(self.searcher.answer(op)).render(1), self.plain(op).render(1), (kind, value))
+        lane = self.searcher._everybody
+        assert lane is not None
+        self.assertLessEqual(sum(map(len, lane.frames.values())), 5)
 
     @given(st.sampled_from([GETPWNAM, "(uid=%s)"]), st.data())
     def test_damaged(self, kind: str, data: st.DataObject) -> None:

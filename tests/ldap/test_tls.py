@@ -24,7 +24,16 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import Logger, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from identree.ldap.tls import REFUSAL_LOG_SECONDS, WORDS, ClientAuth, ServerTLS, TLSFiles, peer_name, server_certificate
+from identree.ldap.tls import (
+    REFUSAL_LOG_SECONDS,
+    WORDS,
+    ClientAuth,
+    ServerConnection,
+    ServerTLS,
+    TLSFiles,
+    peer_name,
+    server_certificate,
+)
 from tests.ldap.certificates import DAY, Meeting, TestCA, key_pem, pem
 
 # Made once for all tests: keys take a while.
@@ -241,6 +250,97 @@ class NameTests(TLSTestCase):
     def test_plain(self) -> None:
         """A connection without TLS has none either."""
         self.assertEqual((peer_name(StringTransport()), peer_name(None)), ("", ""))
+
+
+class IdentityTests(TLSTestCase):
+    """One CA makes hosts, another one, perhaps a public one, is trusted as well."""
+
+    def both(self, client_auth: ClientAuth = ClientAuth.REQUIRED, **more: Any) -> ServerTLS:
+        both = {"authorities": (FOREIGN.certificate, CA.certificate), "identifying": lambda: (CA.certificate,)}
+        return self.tls(client_auth, **{**both, **more})
+
+    def test_host(self) -> None:
+        """A certificate of the CA that makes hosts names one, in both versions of the protocol."""
+        for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
+            meeting = Meeting(self.both(), GOOD, versions=(version, version))
+            self.assertEqual((meeting.answer, peer_name(meeting.server)), (b"hello client", "web1.example.com"))
+
+    def test_nobody(self) -> None:
+        """One of the other CA opens the connection, and names nobody, whatever host it is made out to."""
+        for client_auth in (ClientAuth.REQUIRED, ClientAuth.OPTIONAL):
+            meeting = Meeting(self.both(client_auth), FOREIGN.issue("web1.example.com"))
+            self.assertEqual((meeting.answer, peer_name(meeting.server)), (b"hello client", ""))
+
+    def test_everybody(self) -> None:
+        """Unless told apart, all CAs that are accepted make hosts."""
+        meeting = Meeting(self.both(identifying=None), FOREIGN.issue("web1.example.com"))
+        self.assertEqual(peer_name(meeting.server), "web1.example.com")
+
+    def test_none(self) -> None:
+        """Where no CA makes hosts, nobody is one."""
+        self.assertEqual(peer_name(Meeting(self.both(identifying=tuple), GOOD).server), "")
+
+    def test_itself(self) -> None:
+        """The CA's own certificate is no host's."""
+        self.assertEqual(peer_name(Meeting(self.both(), (CA.certificate, CA.key)).server), "")
+
+    def test_namesake(self) -> None:
+        """Another CA with the same name makes no hosts."""
+        namesake = TestCA()
+        meeting = Meeting(self.both(authorities=(namesake.certificate,)), namesake.issue("web1"))
+        self.assertEqual((meeting.answer, peer_name(meeting.server)), (b"hello client", ""))
+
+    def test_below(self) -> None:
+        """The CA that makes hosts may stand below the trusted one, whose own certificates still name nobody."""
+        middle = TestCA("middle")
+        middle.certificate, _ = CA.issue("", subject=middle.name, key=middle.key, ca=True, eku=None)
+        tls = self.tls(authorities=(middle.certificate, CA.certificate), identifying=lambda: (middle.certificate,))
+        self.assertEqual(peer_name(Meeting(tls, middle.issue("web1")).server), "web1")
+        self.assertEqual(peer_name(Meeting(tls, GOOD).server), "")
+
+    def test_sent_along(self) -> None:
+        """The certificate of the right CA, sent along with one of the wrong CA, proves nothing."""
+        tls = self.both()
+        shown, key = FOREIGN.issue("web1")
+        self.write("client.pem", pem(shown, CA.certificate) + key_pem(key))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.load_cert_chain(self.path / "client.pem")
+        server = tls.serverConnectionForTLS(None)
+        server.set_accept_state()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(incoming, outgoing)
+        for _ in range(5):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+            if outgoing.pending:
+                server.bio_write(outgoing.read())
+            with contextlib.suppress(SSL.WantReadError):
+                server.do_handshake()
+            with contextlib.suppress(SSL.WantReadError):
+                incoming.write(server.bio_read(1 << 16))
+        assert isinstance(server, ServerConnection)
+        # a server's chain is without the client's own
+        self.assertEqual(server.get_peer_cert_chain(as_cryptography=True), [CA.certificate])
+        self.assertEqual(server.peer_name, "")
+
+    def test_followed(self) -> None:
+        """A CA that is renewed makes hosts from then on."""
+        making = [FOREIGN.certificate]
+        tls = self.both(identifying=lambda: tuple(making))
+        self.assertEqual(peer_name(Meeting(tls, GOOD).server), "")
+        making.append(CA.certificate)
+        self.assertIs(self.refresh(tls), True)
+        self.assertEqual(peer_name(Meeting(tls, GOOD).server), "web1.example.com")
+
+    def test_watched(self) -> None:
+        """A certificate that names nobody ends its connection all the same when it is revoked."""
+        shown = FOREIGN.issue("web1")
+        tls = self.both(crl=self.write("ca.crl", FOREIGN.revoke()))
+        meeting = Meeting(tls, shown)
+        self.write("ca.crl", FOREIGN.revoke(shown[0]))
+        self.refresh(tls)
+        self.assertEqual(tls.spoiled(meeting.server), "revoked")
 
 
 class RevocationTests(TLSTestCase):
