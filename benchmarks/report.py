@@ -133,10 +133,11 @@ how long they live.
   created, then approved. From the start of the process to its end, nothing subtracted. Each run is the median of 20
   starts.
 - **Start to first answer**: from starting `twistd` to the first answer of `/healthz`.
-- **LDAP searches**: slapd (back_mdb, the indexes that sssd's questions want, no log) and identree hold the same entries.
-  One compiled load generator asks both in turns, with the filters and attributes that sssd was seen to send, and
-  checks every answer. "New" asks each question once and nobody asks twice; "repeated" asks a few again and again. "8 under
-  way" is how sssd uses its one connection when several programs ask it. Ratios are of one round, and their median counts.
+- **LDAP searches**: slapd (back_mdb, the indexes that sssd's questions want, no log) and identree hold the same
+  entries. One compiled load generator asks both in turns, with the filters and attributes that sssd was seen to send,
+  and checks every answer. "New" asks each question once and nobody asks twice; "repeated" asks a few again and again.
+  "8 under way" is how sssd uses its one connection when several programs ask it. Ratios are of one round, and their
+  median counts.
 - **Turns of the reactor**: how long the server's event loop was away from its sockets, each time; measured in the
   server.
 

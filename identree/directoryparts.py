@@ -18,7 +18,7 @@ from cryptography import x509
 from twisted.application.service import IService, Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -70,6 +70,7 @@ T = TypeVar("T")
 
 # How soon a port that was taken is tried again.
 LISTEN_AGAIN_SECONDS = 30.0
+SETTLE_SECONDS = 0.1
 # The directory's answer to "is PocketID there" is reused for so long.
 PROBE_FRESH_SECONDS = 30.0
 
@@ -241,6 +242,8 @@ class DirectoryParts:
     pocketid: PocketID | None
     notify: Callable[[], None]
     desk: DirectoryDesk
+    demotions: Demotions
+    settler: MemorySettler
     checks: tuple[Check, ...]
 
     def registry_changed(self) -> None:
@@ -270,7 +273,7 @@ def build_directory(around: Surroundings, trust: Trust) -> DirectoryParts:
     filler: Refresh | Bridge
     pocketid: PocketID | None = None
     if mode is Mode.FULL:
-        pocketid = _pocketid(around)
+        pocketid = _pocketid(around, directory)
         file = UidMapFile(
             settings.ldap_uid_map_file,
             uid_base=settings.ldap_uid_base,
@@ -315,7 +318,8 @@ def build_directory(around: Surroundings, trust: Trust) -> DirectoryParts:
         journal=around.journal,
     )
     directory.subscribe(demotions.heard)
-    directory.subscribe(_settle_snapshot)
+    settler = MemorySettler(clock)
+    directory.subscribe(settler.heard)
     listeners = _listeners(around, trust, directory, filler)
     desk = DirectoryDesk(
         sudo_rules=SudoRules(
@@ -338,6 +342,8 @@ def build_directory(around: Surroundings, trust: Trust) -> DirectoryParts:
         pocketid=pocketid,
         notify=notify,
         desk=desk,
+        demotions=demotions,
+        settler=settler,
         checks=_checks(directory, listeners, pocketid),
     )
 
@@ -350,15 +356,35 @@ async def _nothing_to_read(accept_shrink: bool = False) -> None:
     """In bridge mode the rules file is followed anyway."""
 
 
-def _settle_snapshot(snapshot: Snapshot) -> None:
+class MemorySettler(Service):
     """
-    A snapshot is large and lives long: full collections of garbage need not look at it. It goes with its references.
+    Lets full collections of garbage leave a new snapshot alone: it is large, lives long, and goes with its references.
+
+    A little later than the swap, so that both together do not hold the reactor.
     """
-    gc.collect(1)
-    gc.freeze()
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self.setName("memory settler")
+        self._clock = clock
+        self._call: IDelayedCall | None = None
+
+    def heard(self, snapshot: Snapshot) -> None:
+        if self.running and self._call is None:
+            self._call = self._clock.callLater(SETTLE_SECONDS, self._settle)
+
+    def stopService(self) -> None:
+        super().stopService()
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    def _settle(self) -> None:
+        self._call = None
+        gc.collect(1)
+        gc.freeze()
 
 
-def _pocketid(around: Surroundings) -> PocketID:
+def _pocketid(around: Surroundings, directory: Directory) -> PocketID:
     settings = around.settings
     same_server = _origin(settings.pocketid_api_url) == _origin(settings.oidc_issuer_url)
     pool = build_pool(around.reactor, PARALLEL)
@@ -369,6 +395,8 @@ def _pocketid(around: Surroundings) -> PocketID:
         now=around.now,
         base_url=settings.pocketid_api_url,
         api_key=settings.pocketid_api_key,
+        # after a restart, whoever did not change is the object that is served already
+        known=lambda: directory.served.source if directory.served is not None else Source(),
         monotonic=around.monotonic,
     )
 
@@ -529,7 +557,7 @@ class LdapListeners(Service):
     async def _run(self) -> None:
         try:
             await self._ready()
-            left, said = list(self._wanted), ""
+            left, said = list(self._wanted), set[str]()
             while left:
                 failed = []
                 for address, tls in left:
@@ -540,9 +568,9 @@ class LdapListeners(Service):
                         failed.append((address, tls))
                         setting = "IDENTREE_LDAP_TLS_LISTEN_ADDR" if tls else "IDENTREE_LDAP_LISTEN_ADDR"
                         told = remedy(problem, setting)
-                        if told != said:
+                        if told not in said:
                             self._log.error("LDAP: {problem}", problem=told)
-                        said = told
+                        said.add(told)
                     else:
                         self._open.append(port)
                         self._log.info(
@@ -557,6 +585,8 @@ class LdapListeners(Service):
 
 # How often the certificates of open connections are looked at; one that has expired stays so much longer at most.
 RECHECK_SECONDS = 30.0
+# What could not be stored of former administrators is tried again so often.
+DEMOTE_AGAIN_SECONDS = 30.0
 # How often certificate files, CA and revocation lists are looked at, and how often expiries are measured.
 FOLLOW_TRUST_SECONDS = 5.0
 MEASURE_SECONDS = timedelta(hours=1).total_seconds()

@@ -86,6 +86,9 @@ def ldap_tls(
     show a certificate: then there is neither LDAPS nor StartTLS. Clients' certificates must be of the CA that
     ``IDENTREE_LDAP_TLS_CA_CERT`` names, or of our own.
 
+    With a CA of our own only its certificates say which host it is: the named one is then what hosts trust the server
+    by, perhaps a public one, and everybody it certifies could otherwise be any host.
+
     :param refused: told the reason of each refused handshake.
     :raise ValueError: a file or text cannot be used; it names the setting and what to do.
     """
@@ -103,6 +106,7 @@ def ldap_tls(
         ),
         client_auth=ClientAuth(settings.ldap_tls_client_auth),
         authorities=lambda: (*(authority.certificates if authority else ()), *text),
+        identifying=(lambda: authority.certificates) if authority else None,
         refused=refused,
         in_thread=in_thread,
         now=now,

@@ -56,6 +56,7 @@ from identree.demo.pocketid import DemoPocketID, fill
 from identree.demo.provider import USERS, DemoProvider
 from identree.demo.run import DemoOptions, demo_settings, refuse_non_loopback, write_host_config
 from identree.directoryparts import (
+    DEMOTE_AGAIN_SECONDS,
     FOLLOW_TRUST_SECONDS,
     MEASURE_SECONDS,
     RECHECK_SECONDS,
@@ -533,6 +534,9 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
             else []
         ),
     ]
+    credentials = Credentials()
+    if trust.authority is not None and https is not None:
+        credentials = Credentials(peer_name, hosts.certified, https.spoiled)
     renderer = Renderer(rules=lambda: rules, now=now, admin_pages=ADMIN_PAGES if settings.ldap_enabled else ())
     front = build_site(
         reactor=reactor,
@@ -551,7 +555,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         monotonic=monotonic,
         development=(Development(store=store, keys=keys, rules=lambda: rules, now=now) if settings.dev_login else None),
         journal=journal,
-        credentials=Credentials(peer_name, hosts.certified) if trust.authority else Credentials(),
+        credentials=credentials,
         provisioning=build_provisioning(around, trust, hosts, throttle),
         directory=directory.desk if directory else None,
         refresh_wanted=directory.notify if directory else lambda: None,
@@ -584,7 +588,9 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         give_up=give_up or exit_with_failure,
     )
     if directory is not None:
+        directory.settler.setServiceParent(root)
         directory.filler.setServiceParent(root)
+        Keeper("former administrators", DEMOTE_AGAIN_SECONDS, directory.demotions.again, reactor).setServiceParent(root)
     if settings.oidc_issuer_url:
         provider.setServiceParent(root)
     Lag(metrics, reactor, monotonic).setServiceParent(root)

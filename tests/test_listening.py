@@ -17,21 +17,24 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 from twisted.internet import reactor as real_reactor
-from twisted.internet.defer import execute
+from twisted.internet.defer import Deferred, execute
 from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from identree.app.authority import Authority as CertificateAuthority
+from identree.app.authority import CAFiles
 from identree.core.errors import StorageUnavailable
-from identree.ldap.tls import ServerTLS, server_certificate
+from identree.ldap.tls import ServerTLS, peer_name, server_certificate
 from identree.listening import endpoint, ldap_tls, remedy, web_tls
 from identree.service import build
 from identree.settings.load import load, no_files
 from identree.settings.values import Settings
 from tests.e2e.server import free_port
+from tests.ldap.certificates import Meeting, TestCA, pem
 
 
 class Authority:
@@ -122,6 +125,39 @@ class ContextTests(SynchronousTestCase):
         for value in (str(path), self.pem):
             self.assertIsNotNone(self.ldap(LDAP_TLS_CA_CERT=value))
             self.assertIsNone(self.ldap(tls=False, LDAP_TLS_CA_CERT=value))
+
+    def test_who_makes_hosts(self) -> None:
+        """The CA that is named makes hosts, unless there is one of our own: then it is only trusted."""
+        ca = TestCA("public")
+        host = ca.issue("web1")
+        settings = self.settings(LDAP_TLS_CA_CERT=pem(ca.certificate).decode())
+        own = CertificateAuthority(
+            CAFiles(
+                str(self.path / "own.crt"),
+                str(self.path / "own.key"),
+                now=self.now,
+                random_bits=lambda bits: 1 << bits - 1,
+            ),
+            lifetime=timedelta(days=1),
+            now=self.now,
+            below=lambda n: 0,
+            random_bits=lambda bits: 1 << bits - 1,
+            in_thread=execute,
+        )
+        for authority, name in ((None, "web1"), (own, "")):
+            tls = ldap_tls(settings, authority, refused=lambda reason: None, **self.clocks())
+            assert tls is not None
+            meeting = Meeting(tls, host)
+            self.assertEqual((meeting.answer, peer_name(meeting.server)), (b"hello client", name))
+        issued = self.successResultOf(Deferred.fromCoroutine(own.issue("web2")))
+        shown = (
+            x509.load_pem_x509_certificate(issued.certificate.encode()),
+            load_pem_private_key(issued.key.encode(), None),
+        )
+        self.assertEqual(peer_name(Meeting(tls, shown).server), "web2")
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
 
     def test_unusable_ca(self) -> None:
         """What is neither a path nor PEM stops the start, LDAPS or not."""

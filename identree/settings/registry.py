@@ -557,7 +557,8 @@ _s(
     "LDAP_TLS_CA_CERT",
     TEXT,
     "",
-    "The CA that LDAPS clients must be signed by, and that is given to hosts: a path, or the PEM text itself.",
+    "The CA that LDAPS clients must be signed by, and that is given to hosts: a path, or the PEM text itself. With "
+    "mTLS on, identree's own CA counts too, and only its certificates say which host a client is.",
     "/config/ca.crt",
     toml="ldap.tls_ca_cert",
     live=YES,

@@ -182,22 +182,26 @@ class Credentials:
         there is none.
     :param accepts: whether a certificate of this name counts; what does not is no certificate (spec/http-api section
         5).
+    :param spoiled: what became of the certificate of a connection since that was opened, such as ``revoked``; empty
+        while it is good. Connections are kept alive for many requests, and a spoiled certificate is none.
     """
 
     def __init__(
         self,
         certificate_name: Callable[[Any], str] = lambda transport: "",
         accepts: Callable[[str], bool] = lambda name: True,
+        spoiled: Callable[[Any], str] = lambda transport: "",
     ) -> None:
         self._certificate_name = certificate_name
         self._accepts = accepts
+        self._spoiled = spoiled
 
     def of(self, request: IRequest) -> Credential:
-        channel = getattr(request, "channel", None)
-        name = self._certificate_name(getattr(channel, "transport", None))
-        return Credential(
-            secret=first_header(request, b"X-Shared-Secret"), certificate=name if name and self._accepts(name) else ""
-        )
+        transport = getattr(getattr(request, "channel", None), "transport", None)
+        name = self._certificate_name(transport)
+        if name and (self._spoiled(transport) or not self._accepts(name)):
+            name = ""
+        return Credential(secret=first_header(request, b"X-Shared-Secret"), certificate=name)
 
 
 def wants_json(request: IRequest) -> bool:

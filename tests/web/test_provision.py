@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from identree.core.errors import StorageUnavailable
@@ -35,12 +36,14 @@ class ProvisionTestCase(SynchronousTestCase):
         self.shop = Workshop(add_cleanup=self.addCleanup, **terms)  # type: ignore[arg-type]
         self.world = self.shop.world
         self.certificate = ""
+        self.tls: ServerTLS | None = None
         front = Front(self.world)
         self.addCleanup(front.close)
         addresses = Addresses(lambda: ())
         credentials = Credentials(
             lambda transport: self.certificate or peer_name(transport),
             lambda name: not self.world.registry.enabled or self.world.registry.entry(name) is not None,
+            lambda transport: self.tls.spoiled(transport) if self.tls is not None else "",
         )
         root = build_root(
             hosts=HostRoutes(
@@ -242,15 +245,18 @@ class HTTPSTests(ProvisionTestCase):
         authority = self.shop.authority
         assert authority is not None
         self.host_ca = TestCA()
+        self.crl = path / "ca.crl"
+        self.crl.write_bytes(self.host_ca.revoke())
+        self.now = datetime.now(UTC)
         self.tls = ServerTLS(
             "HTTPS",
-            TLSFiles(certificate=str(path / "tls.crt"), key=str(path / "tls.key")),
+            TLSFiles(certificate=str(path / "tls.crt"), key=str(path / "tls.key"), crl=str(self.crl)),
             client_auth=ClientAuth.OPTIONAL,
             # certificates of tests are of today, those of the world's authority of its clock's day
             authorities=lambda: (*authority.certificates, self.host_ca.certificate),
             protocols=(b"http/1.1",),
             in_thread=inline,
-            now=lambda: datetime.now(UTC),
+            now=lambda: self.now,
             monotonic=self.world.clock.seconds,
         )
 
@@ -270,6 +276,27 @@ class HTTPSTests(ProvisionTestCase):
         shown = self.host_ca.issue("web1")
         self.assertEqual(self.status(shown, {"X-Hostname": "web1"}), "HTTP/1.1 200 OK")
         self.assertEqual(self.status(shown, {"X-Hostname": "web2"}), "HTTP/1.1 403 Forbidden")
+
+    def test_kept_alive(self) -> None:
+        """A certificate that is revoked or expires meanwhile is none for the next request of an open connection."""
+        request = encoded("GET", PATH, {"X-Hostname": "web1"})
+        shown = self.host_ca.issue("web1")
+        for when, revoked in ((timedelta(), shown), (timedelta(days=2), self.host_ca.issue("web2"))):
+            self.now = datetime.now(UTC)
+            self.crl.write_bytes(self.host_ca.revoke())
+            self.successResultOf(Deferred.fromCoroutine(self.tls.refresh()))
+            meeting = Meeting(self.tls, shown, factory=self.site, says=request)
+            meeting.client.send(request)
+            meeting._run()
+            self.crl.write_bytes(self.host_ca.revoke(revoked[0]))
+            self.successResultOf(Deferred.fromCoroutine(self.tls.refresh()))
+            self.now += when
+            for headers in ({"X-Hostname": "web1"}, GLOBAL):
+                meeting.client.send(encoded("GET", PATH, headers))
+                meeting._run()
+            codes = [line.split()[1] for line in meeting.answer.splitlines() if line.startswith(b"HTTP/1.1 ")]
+            meeting.server.connectionLost(None)
+            self.assertEqual(codes, [b"200", b"200", b"401", b"200"])
 
     def test_foreign_certificate(self) -> None:
         """One of another CA ends the handshake, also beside a good secret."""
