@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from identree.directory.draft import Draft
 from identree.directory.layout import Layout
 from identree.directory.source import Source, SourceGroup, SourceUser
 from tests.e2e import wire
-from tests.e2e.ldaptools import Client
+from tests.e2e.ldaptools import SUB, Client, Entries
 from tests.e2e.pocketid import PocketIdServer, populate
 from tests.e2e.slapd import BASE_DN, BIND_DN, BIND_PASSWORD
 
@@ -141,10 +142,33 @@ def served(port: int, rdn: str, branch: str = "people") -> bool:
         return client.search(f"{rdn},ou={branch},{BASE_DN}", 0, ("*", "objectClass"), ["1.1"]).code == 0
 
 
+def everything(port: int, filter: tuple[object, ...] = ("*", "objectClass")) -> Entries:
+    """Every entry with all attributes, operational ones too, as the read-only account sees them."""
+    with bound(port) as client:
+        found = client.search(BASE_DN, SUB, filter, ["*", "+"])
+    assert found.code == 0, found.diagnostic
+    return found.entries
+
+
+def ring(port: int, secret: str = WEBHOOK_SECRET) -> wire.Answer:
+    """PocketID's webhook, signed with ``secret``."""
+    body = b"{}"
+    signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    headers = {"Content-Type": "application/json", "X-Webhook-Signature": f"sha256={signature}"}
+    return wire.ask(port, "POST", "/api/webhook/pocketid", headers, body)
+
+
 def refresh(port: int) -> None:
     """The signed webhook that says that PocketID has changed; the refresh comes after it."""
-    body = b"{}"
-    signature = hmac.new(WEBHOOK_SECRET.encode(), body, hashlib.sha256).hexdigest()
-    headers = {"Content-Type": "application/json", "X-Webhook-Signature": f"sha256={signature}"}
-    answer = wire.ask(port, "POST", "/api/webhook/pocketid", headers, body)
+    answer = ring(port)
     assert answer.status == 204, answer
+
+
+def metric(port: int, name: str) -> float:
+    """
+    :param name: with its labels, as ``/metrics`` writes them.
+    """
+    body = wire.ask(port, "GET", "/metrics").body.decode()
+    found = re.search(rf"^{re.escape(name)} (\S+)$", body, re.MULTILINE)
+    assert found is not None, f"there is no metric {name}"
+    return float(found[1])

@@ -190,10 +190,26 @@ class Found:
 
 
 class Client:
-    """One connection, one request at a time."""
+    """
+    One connection, one request at a time.
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self.socket = socket.create_connection((host, port), ANSWER_SECONDS)
+    :param source: the address to come from; empty: whichever the system takes.
+    :param receive_buffer: what the system keeps of answers that are not read yet, in bytes; 0: as much as it likes.
+    """
+
+    def __init__(self, port: int, host: str = "127.0.0.1", source: str = "", receive_buffer: int = 0) -> None:
+        self.socket = socket.socket()
+        try:
+            self.socket.settimeout(ANSWER_SECONDS)
+            if receive_buffer:
+                # before the connection is made, or it is too late
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            if source:
+                self.socket.bind((source, 0))
+            self.socket.connect((host, port))
+        except OSError:
+            self.socket.close()
+            raise
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = bytearray()
         self._number = 0
@@ -246,6 +262,10 @@ class Client:
 
     def bind(self, dn: str, password: str) -> int:
         return self.result(tlv(0x60, integer(3), text(dn), text(password, 0x80)))
+
+    def compare(self, dn: str, attribute: str, value: bytes) -> int:
+        """The code: true is 6, false is 5."""
+        return self.result(tlv(0x6E, text(dn), tlv(0x30, text(attribute), text(value))))
 
     def search(
         self,

@@ -16,8 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from identree.core.tokens import host_bind_password
 from identree.directory.draft import Draft, Kind
+from identree.directory.layout import Layout
 from tests.e2e import directory
+from tests.e2e.ldaptools import BASE, ONE, SUB, Client
 from tests.e2e.pocketid import Control, PocketIdServer, username
 from tests.e2e.provider import Provider
 from tests.e2e.server import SHARED_SECRET, Server, free_port
@@ -301,6 +304,219 @@ class TestEnumeration:
             assert wanted <= listed, wanted - listed
 
 
+# -- the other schema ------------------------------------------------------------------------------------------------
+NESTED = "everyone"
+
+
+def nested(control: Control | PocketIdServer) -> None:
+    """The groups of :func:`rules`, and one that has the people of two of them beside one of its own."""
+    rules(control)
+    fields = {"members": [username(4)], "claims": {"memberGroups": "operators,anywhere", "sudoCommands": f"{ID} -un"}}
+    if isinstance(control, PocketIdServer):
+        control.change("add_group", name=NESTED, **fields)
+    else:
+        control.add_group(NESTED, **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def bis(tmp_path_factory: pytest.TempPathFactory, oidc: dict[str, str]) -> Iterator[World]:
+    """Groups that name their members' DNs, nested through a claim; sssd with ``ldap_schema = rfc2307bis``."""
+    made = directory.stand_in(USERS, GROUPS, 0)
+    nested(Control(made))
+    layout = Layout(base_dn=BASE_DN, schema="rfc2307bis", nested_groups=True)
+    place, port = tmp_path_factory.mktemp("bis"), free_port()
+    with ExitStack() as stack:
+        pocketid = stack.enter_context(PocketIdServer(USERS, GROUPS, 0))
+        nested(pocketid)
+        settings = directory.settings(
+            place, pocketid, port, IDENTREE_LDAP_SCHEMA="rfc2307bis", IDENTREE_LDAP_NESTED_GROUPS="true"
+        )
+        server = stack.enter_context(Server(place, {**oidc, **settings}))
+        directory.until(lambda: directory.served(port, f"cn={NESTED}", "sudoers"), "the directory")
+        host = stack.enter_context(ManagedHost(tmp_path_factory.mktemp("host")))
+        text = configuration(
+            "full-ldap.conf",
+            address=f"{SERVER_NAME}:389=>{SERVER_NAME}:{port}",
+            password=f"change-me=>{BIND_PASSWORD}",
+            schema="ldap_schema = rfc2307=>ldap_schema = rfc2307bis",
+            enumeration="enumerate = true=>enumerate = false",
+        )
+        host.start_sssd(text, ["getent", "passwd", ADA])
+        world = World(pocketid, server, port, host, directory.entries(directory.source(made), layout))
+        host.until(lambda: ID in world.may_run(ADA), "sudo rules")
+        yield world
+
+
+class TestMemberDNs:
+    """``ldap_schema = rfc2307bis``, with nested groups."""
+
+    def test_person(self, bis: World) -> None:
+        line = bis.passwd_line(ADA)
+        assert bis.host.getent("passwd", ADA) == line
+        assert bis.host.getent("passwd", line.split(":")[2]) == line
+
+    @pytest.mark.parametrize(
+        ("group", "members"), [("operators", {ADA, BOB}), (NESTED, {ADA, BOB, CY, username(4)}), (ADA, {ADA})]
+    )
+    def test_members(self, bis: World, group: str, members: set[str]) -> None:
+        """By name and by number; nested ones and those of a private group too; nobody who is disabled."""
+        number = bis.group(group)["gidNumber"][0]
+        for key in (group, number):
+            name, _, gid, listed = bis.host.getent("group", key).split(":")
+            assert (name, gid, set(listed.split(","))) == (group, number, members)
+
+    def test_groups_of_a_person(self, bis: World) -> None:
+        """What ``id`` names is what the directory has, nested groups with it."""
+        for name in (ADA, CY, username(4)):
+            told = bis.host.run("id", name).output
+            found = set(re.findall(r"\d+\(([^)]+)\)", told.partition("groups=")[2]))
+            assert found == bis.groups_of(name), told
+            assert NESTED in found
+            numbers = bis.host.run_as(name, ID, "-G").output.split()
+            assert set(numbers) == {bis.group(group)["gidNumber"][0] for group in found}
+
+    def test_rule_of_nested_members(self, bis: World) -> None:
+        """Whoever is a member through another group may run what the group may."""
+        done = bis.host.run_as(BOB, "sudo", ID, "-un")
+        assert (done.status, done.output) == (0, "root\n"), done
+        assert bis.host.run_as(username(9), "sudo", ID, "-un").status == 1
+
+
+# -- what concerns a host --------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Viewed:
+    world: World
+    registry: Path
+
+    def bind(self, hostname: str) -> Client:
+        client = Client(self.world.ldap_port)
+        dn = f"uid={hostname},ou=identree-hosts,{BASE_DN}"
+        assert client.bind(dn, host_bind_password(SHARED_SECRET.encode(), hostname)) == 0
+        return client
+
+    def sees(self, hostname: str, branch: str) -> set[str]:
+        """The names in a branch, as the host sees it."""
+        with self.bind(hostname) as client:
+            found = client.search(f"ou={branch},{BASE_DN}", ONE, ("*", "objectClass"), ["1.1"])
+        assert found.code == 0, found
+        return {dn.partition(",")[0].partition("=")[2] for dn in found.entries}
+
+
+OTHER_HOST, NO_HOST = "db1.example.com", "nosuch.example.com"
+
+
+@pytest.fixture(scope="module")
+def viewed(
+    tmp_path_factory: pytest.TempPathFactory, oidc: dict[str, str], pocketid: PocketIdServer
+) -> Iterator[Viewed]:
+    """Hosts bind as themselves; one is for two people, another one for everybody."""
+    place, port = tmp_path_factory.mktemp("viewed"), free_port()
+    registry = place / "hosts.json"
+    registry.touch(0o600)
+    hosts = {
+        FULL_NAME: {"secret": "secret-of-web1-0123456789abcdef0123", "users": [ADA, DISABLED]},
+        OTHER_HOST: {"secret": "secret-of-db1-0123456789abcdef01234", "users": ["*"]},
+    }
+    registry.write_text(json.dumps(hosts))
+    with ExitStack() as stack:
+        settings = directory.settings(
+            place, pocketid, port, IDENTREE_LDAP_HOST_VIEWS="true", IDENTREE_LDAP_PROVISION_ENABLED="true"
+        )
+        server = stack.enter_context(Server(place, {**oidc, **settings}))
+        directory.until(lambda: directory.served(port, "cn=anywhere", "sudoers"), "the directory")
+        host = stack.enter_context(ManagedHost(tmp_path_factory.mktemp("host")))
+        text = configuration(
+            "full-ldap.conf",
+            address=f"{SERVER_NAME}:389=>{SERVER_NAME}:{port}",
+            identity=f"cn=readonly,{BASE_DN}=>uid={FULL_NAME},ou=identree-hosts,{BASE_DN}",
+            password=f"change-me=>{host_bind_password(SHARED_SECRET.encode(), FULL_NAME)}",
+            enumeration="enumerate = true=>enumerate = false",
+        )
+        host.start_sssd(text, ["getent", "passwd", ADA])
+        world = World(pocketid, server, port, host, ())
+        host.until(lambda: ID in world.may_run(ADA), "sudo rules")
+        yield Viewed(world, registry)
+
+
+class TestViews:
+    """``IDENTREE_LDAP_HOST_VIEWS``: a host sees its people and its rules."""
+
+    def test_people(self, viewed: Viewed) -> None:
+        """Those of the registry and no others, with their private groups; everybody where it says ``*``."""
+        assert viewed.sees(FULL_NAME, "people") == {ADA, DISABLED}
+        groups = viewed.sees(FULL_NAME, "groups")
+        assert {ADA, DISABLED, "operators"} <= groups
+        assert not {BOB, CY} & groups
+        assert viewed.sees(OTHER_HOST, "people") == {*map(username, range(USERS)), DISABLED}
+
+    def test_rules(self, viewed: Viewed) -> None:
+        """Those that may concern the host, with the users that it has."""
+        assert viewed.sees(FULL_NAME, "sudoers") == {"operators", "anywhere"}
+        assert viewed.sees(OTHER_HOST, "sudoers") == {"elsewhere", "anywhere"}
+        for hostname, users in ((FULL_NAME, {ADA}), (OTHER_HOST, {ADA, CY})):
+            with viewed.bind(hostname) as client:
+                found = client.search(f"cn=anywhere,ou=sudoers,{BASE_DN}", BASE, ("*", "objectClass"), ["sudoUser"])
+            [entry] = found.entries.values()
+            assert {user.decode() for user in entry["sudoUser"]} == users
+
+    def test_nobody_else(self, viewed: Viewed) -> None:
+        """A host cannot tell somebody whom it must not see from somebody who is not there, however it asks."""
+        with viewed.bind(FULL_NAME) as client:
+            hidden, absent = (f"uid={name},ou=people,{BASE_DN}" for name in (BOB, "nosuch"))
+            results = [client.search(dn, BASE, ("*", "objectClass")) for dn in (hidden, absent)]
+            assert [found.code for found in results] == [32, 32]
+            assert results[0].matched_dn == results[1].matched_dn
+            assert client.compare(hidden, "uid", BOB.encode()) == client.compare(absent, "uid", b"nosuch") == 32
+            for filter in (
+                ("=", "uid", BOB.encode()),
+                ("=", "memberUid", BOB.encode()),
+                ("=", "sudoUser", BOB.encode()),
+            ):
+                found = client.search(BASE_DN, SUB, filter, ["1.1"])
+                assert (found.code, found.order) == (0, []), filter
+
+    def test_unknown_host(self, viewed: Viewed) -> None:
+        """A host that the registry does not have is not let in, whatever it can derive."""
+        with Client(viewed.world.ldap_port) as client:
+            password = host_bind_password(SHARED_SECRET.encode(), NO_HOST)
+            assert client.bind(f"uid={NO_HOST},ou=identree-hosts,{BASE_DN}", password) == 49
+
+    def test_sssd(self, viewed: Viewed) -> None:
+        """Through sssd: one of its people, one of the others, members of a group, and rules."""
+        host = viewed.world.host
+        assert host.getent("passwd", ADA)
+        assert host.run("getent", "passwd", BOB).status == 2
+        assert host.getent("group", "operators").rpartition(":")[2] == ADA
+        told = viewed.world.may_run(ADA)
+        assert f"{ID} -u" in told
+        assert f"{ID} -G" not in told
+        assert host.run_as(ADA, "sudo", ID, "-u").output == "0\n"
+
+    def test_removed_host(self, viewed: Viewed) -> None:
+        """A host that is taken out of the registry is cut off at once, and cannot come back."""
+        hosts = json.loads(viewed.registry.read_text())
+        kept = dict(hosts)
+        with viewed.bind(OTHER_HOST) as client, viewed.bind(FULL_NAME) as other:
+            del hosts[OTHER_HOST]
+            save(viewed.registry, hosts)
+            with pytest.raises((EOFError, ConnectionResetError)):
+                # told why, in a notice of disconnection or not, and then nothing more
+                while client.receive():
+                    pass
+            assert other.search("", BASE, ("*", "objectClass"), ["1.1"]).code == 0
+            with pytest.raises(AssertionError):
+                viewed.bind(OTHER_HOST)
+        save(viewed.registry, kept)
+
+
+def save(file: Path, content: object) -> None:
+    """As an operator's tool saves it: at once, and for the owner only."""
+    new = file.with_suffix(".new")
+    new.touch(0o600)
+    new.write_text(json.dumps(content))
+    new.rename(file)
+
+
 RULE = {"group": "ops", "commands": f"{ID} -u"}
 
 
@@ -354,11 +570,3 @@ class TestBridge:
         host.until(
             lambda: host.run_as("opal", "sudo", ID, "-g").output == "0\n", "the changed rule", SMART_SECONDS + 20
         )
-
-
-def save(file: Path, rules: list[dict[str, str]]) -> None:
-    """As an operator's tool saves it: at once, and for the owner only."""
-    new = file.with_suffix(".new")
-    new.touch(0o600)
-    new.write_text(json.dumps(rules, indent=2))
-    new.rename(file)
