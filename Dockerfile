@@ -18,7 +18,7 @@ ENV PATH=/opt/identree/.venv/bin:$PATH \
 USER identree
 WORKDIR /config
 VOLUME /config
-EXPOSE 8090
+EXPOSE 8090 389 636
 
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["identree", "healthcheck"]
 CMD ["identree", "serve"]
