@@ -262,9 +262,13 @@ class ManagedHost:
     def stop(self) -> None:
         self._end_sssd()
         if self._holder is not None:
-            with suppress(ProcessLookupError):
-                # the namespace's first process: with it goes every other one
-                os.kill(self._inside, signal.SIGKILL)
+            if self._inside:
+                with suppress(ProcessLookupError):
+                    # the namespace's first process: with it goes every other one
+                    os.kill(self._inside, signal.SIGKILL)
+            else:
+                # it never came to be; the number 0 would be all of us
+                self._holder.kill()
             self._holder.wait(10)
             assert self._holder.stdout is not None
             self._holder.stdout.close()
