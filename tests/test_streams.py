@@ -43,6 +43,8 @@ class HangupTests(unittest.TestCase):
     def outcome(self, terminal: bool, before: str = "") -> str:
         code = (
             "import os, signal\nfrom twisted.internet import reactor\nfrom identree.service import answer_hangup\n"
+            # the tests themselves may have been started so that they outlive their terminal
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
             f"{before}\nanswer_hangup(reactor, terminal={terminal})\n"
             "reactor.callWhenRunning(os.kill, os.getpid(), signal.SIGHUP)\n"
             "reactor.callLater(1, lambda: (print('lives', flush=True), reactor.stop()))\n"
