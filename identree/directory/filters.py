@@ -135,8 +135,8 @@ Test = Callable[[E], Verdict]
 Values = Callable[[E], Sequence[bytes]]
 
 
-class Shape(Protocol[E_contra]):
-    """What entries of one kind have in common."""
+class Attributes(Protocol[E_contra]):
+    """What can be read from entries of one kind, or from some of the values that an entry has."""
 
     @property
     def types(self) -> Sequence[AttributeType]:
@@ -148,6 +148,10 @@ class Shape(Protocol[E_contra]):
 
     def reader(self, type_: AttributeType) -> Callable[[E_contra], Sequence[bytes]] | None:
         """Reads the values of an attribute; None: these entries do not have it."""
+
+
+class Shape(Attributes[E_contra], Protocol[E_contra]):
+    """What entries of one kind have in common."""
 
     def dn(self, entry: E_contra) -> str:
         """The entry's DN."""
@@ -260,7 +264,7 @@ def _alternatives(parts: tuple[Filter, ...], shape: Shape[E]) -> list[Verdict | 
     ]
 
 
-def _any_of(type_: AttributeType, wanted: frozenset[bytes], shape: Shape[E]) -> Verdict | Test[E]:
+def _any_of(type_: AttributeType, wanted: frozenset[bytes], shape: Attributes[E]) -> Verdict | Test[E]:
     read = shape.reader(type_)
     if read is None:
         return False
@@ -278,7 +282,7 @@ def _any_of(type_: AttributeType, wanted: frozenset[bytes], shape: Shape[E]) -> 
 _Item = Equal | Present | Substrings | GreaterOrEqual | LessOrEqual | Approx
 
 
-def _item(filter: _Item, type_: AttributeType, shape: Shape[E]) -> Verdict | Test[E]:
+def _item(filter: _Item, type_: AttributeType, shape: Attributes[E]) -> Verdict | Test[E]:
     read = shape.reader(type_)
     if isinstance(filter, Present):
         return read is not None
@@ -436,7 +440,7 @@ def _fits(rule: Rule, type_: AttributeType) -> bool:
     return type_.equality.family == family
 
 
-def _with_rule(value: bytes, rule: Rule | None, type_: AttributeType, shape: Shape[E]) -> Verdict | Test[E]:
+def _with_rule(value: bytes, rule: Rule | None, type_: AttributeType, shape: Attributes[E]) -> Verdict | Test[E]:
     if rule is None:
         return _item(Equal(type_.name, value), type_, shape)
     if not _usable(rule) or not _fits(rule, type_):
@@ -571,9 +575,6 @@ class _Values:
 
     def reader(self, type_: AttributeType) -> Values[Sequence[bytes]] | None:
         return (lambda values: values) if type_ in self.types else None
-
-    def dn(self, entry: Sequence[bytes]) -> str:
-        raise NotImplementedError("values have no DN")
 
 
 def _stepped(filter: Filter, shape: Shape[E], some: _Values, holders: Holders[E] | None) -> Verdict | Steps[E]:
