@@ -16,7 +16,8 @@ class SourceUser:
     """
     :ivar id: PocketID's, opaque and case-sensitive; it never changes.
     :ivar claims: custom claims in the order received, repeated keys included.
-    :ivar created_at: RFC 3339, or empty; orders people and decides who keeps a contested name.
+    :ivar created_at: RFC 3339; decides who keeps a contested name. Empty where the source does not tell, which PocketID
+        does not: then a group with an age keeps it.
     """
 
     id: str
