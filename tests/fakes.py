@@ -68,6 +68,7 @@ def memory_store(
     instance: str = "0123456789abcdef",
     log: RecordLog | None = None,
     sinks: Sequence[str] = (),
+    recent_events: int = 0,
     retention: Retention | None = None,
     genuine: Callable[[GraceSession], bool] = lambda session: True,
     on_log_failure: Callable[[Exception], None] = lambda e: None,
@@ -83,7 +84,11 @@ def memory_store(
     bus = Bus()
     memory_log = MemoryLog()
     publisher = Publisher(
-        clock, memory_log if log is None else log, on_log_failure=on_log_failure, on_log_recovery=on_log_recovery
+        clock,
+        memory_log if log is None else log,
+        on_log_failure=on_log_failure,
+        on_log_recovery=on_log_recovery,
+        keep=recent_events,
     )
     driver = InlineSqliteDriver(
         dsn,

@@ -139,6 +139,27 @@ class Metrics:
         for sink in ("_channel", *sinks):
             for status in ("emitted", "dropped", "failed"):
                 self.audit.labels(sink, status)
+        self.audit_lag_records = gauge(
+            "identree_audit_sink_lag_records", "Audit records that the sink has not been sent.", ("sink",)
+        )
+        self.audit_lag_seconds = gauge(
+            "identree_audit_sink_lag_seconds",
+            "Age of the oldest audit record that the sink has not been sent.",
+            ("sink",),
+        )
+        self.audit_last_success = gauge(
+            "identree_audit_sink_last_success_timestamp_seconds",
+            "When the sink last took a record, since the start; 0: not yet.",
+            ("sink",),
+        )
+        self.audit_parked = counter(
+            "identree_audit_parked_total", "Audit records set aside because the receiver will not take them.", ("sink",)
+        )
+        for sink in sinks:
+            self.audit_lag_records.labels(sink)
+            self.audit_lag_seconds.labels(sink)
+            self.audit_last_success.labels(sink)
+            self.audit_parked.labels(sink)
         self.mtls_ca_expires = gauge("identree_mtls_ca_expires_in_seconds", "Remaining life of the mTLS CA.")
         self.mtls_cert_expires = gauge(
             "identree_mtls_cert_expires_in_seconds", "Remaining life of client certificates.", ("hostname",)

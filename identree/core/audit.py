@@ -1,8 +1,9 @@
 """
 The audit record: its two serialisations and the hash chain (spec/audit-and-metrics sections 1 to 3).
 
-One key is added after the known ones: ``instance``, the identity of the chain, absent when empty. Every replica has a
-chain of its own, which goes on across restarts.
+Two keys are added after the known ones, each absent when empty: ``instance``, the identity of the chain, and
+``request_id``, which log lines of the same request carry. Every replica has a chain of its own, which goes on across
+restarts.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ KEYS: tuple[tuple[str, bool], ...] = (
     ("source", True),
     ("version", True),
     ("instance", False),
+    ("request_id", False),
 )
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -73,8 +75,8 @@ def timestamp(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def fields(event: Event) -> dict[str, str]:
-    """The part of the record that the event itself knows; what the outbox stores."""
+def fields(event: Event, request_id: str = "") -> dict[str, str]:
+    """The part of the record that is known before it has a place in a chain; what the outbox stores."""
     return {
         "timestamp": timestamp(event.at),
         "event": event.kind,
@@ -84,6 +86,7 @@ def fields(event: Event) -> dict[str, str]:
         "actor": event.actor,
         "reason": event.reason,
         "remote_addr": event.remote_addr,
+        "request_id": request_id,
     }
 
 

@@ -116,6 +116,124 @@ class SudoRuleModified(Event):
     kind: ClassVar[str] = "sudo_rule_modified"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraceElevated(Event):
+    """An admin gave a person a grace session: ``username`` is the person, ``actor`` the admin."""
+
+    kind: ClassVar[str] = "grace_elevated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakglassRotationRequested(Event):
+    """``username`` and ``actor`` are the admin's name."""
+
+    kind: ClassVar[str] = "breakglass_rotation_requested"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakglassEscrowed(Event):
+    """``username`` and ``hostname`` are the host's name."""
+
+    kind: ClassVar[str] = "breakglass_escrowed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevealedBreakglass(Event):
+    """``username`` and ``actor`` are the admin's name."""
+
+    kind: ClassVar[str] = "revealed_breakglass"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakGlassUsed(Event):
+    """A host reports that a person used its break-glass password; ``at`` is the time of receipt."""
+
+    kind: ClassVar[str] = "break_glass_used"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigChanged(Event):
+    """
+    Settings saved: ``username`` and ``actor`` are the admin's name. A policy added or deleted: ``username`` is the
+    admin's name, ``actor`` the literal ``policy_added`` or ``policy_deleted``, ``reason`` the policy's name.
+    """
+
+    kind: ClassVar[str] = "config_changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserRemoved(Event):
+    """``username`` is the removed person, ``actor`` the admin."""
+
+    kind: ClassVar[str] = "user_removed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimsUpdated(Event):
+    """``username`` is the group's or person's name, ``actor`` the admin."""
+
+    kind: ClassVar[str] = "claims_updated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRemoved(Event):
+    """``username`` and ``actor`` are the admin's name."""
+
+    kind: ClassVar[str] = "host_removed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed(Event):
+    """``username`` and ``actor`` are the admin's name, ``hostname`` as the host reported it."""
+
+    kind: ClassVar[str] = "deployed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRestarted(Event):
+    """``username`` and ``actor`` are the admin's name."""
+
+    kind: ClassVar[str] = "server_restarted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationChannelAdded(Event):
+    """``username`` is empty, ``hostname`` the channel's name, ``actor`` the admin."""
+
+    kind: ClassVar[str] = "notification_channel_added"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationChannelDeleted(Event):
+    """``username`` is empty, ``hostname`` the channel's name, ``actor`` the admin."""
+
+    kind: ClassVar[str] = "notification_channel_deleted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationRouteAdded(Event):
+    """``username`` is empty, ``actor`` the admin."""
+
+    kind: ClassVar[str] = "notification_route_added"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationRouteDeleted(Event):
+    """``username`` is empty, ``actor`` the admin."""
+
+    kind: ClassVar[str] = "notification_route_deleted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditCheckpoint(Event):
+    """
+    Where a chain stands, signed: ``username`` is empty, ``code`` names the key, ``reason`` is the statement
+    (identree.core.checkpoints). Deployed versions have none.
+    """
+
+    kind: ClassVar[str] = "audit_checkpoint"
+
+
 KINDS: dict[str, type[Event]] = {
     kind.kind: kind
     for kind in (
@@ -134,5 +252,21 @@ KINDS: dict[str, type[Event]] = {
         BreakGlassOverride,
         CertificateIssued,
         SudoRuleModified,
+        GraceElevated,
+        BreakglassRotationRequested,
+        BreakglassEscrowed,
+        RevealedBreakglass,
+        BreakGlassUsed,
+        ConfigChanged,
+        UserRemoved,
+        ClaimsUpdated,
+        HostRemoved,
+        Deployed,
+        ServerRestarted,
+        NotificationChannelAdded,
+        NotificationChannelDeleted,
+        NotificationRouteAdded,
+        NotificationRouteDeleted,
+        AuditCheckpoint,
     )
 }

@@ -34,6 +34,8 @@ usage: identree demo [--agent FILE] [--port PORT] [--provider-port PORT] [--ldap
 _FILES = {
     "INSTALL_SIGNING_KEY": "install-signing.key",
     "INSTALL_VERIFY_KEY": "install-signing.pub",
+    "AUDIT_SIGNING_KEY": "audit-signing.key",
+    "AUDIT_VERIFY_KEY": "audit-signing.pub",
     "APPROVAL_POLICIES_FILE": "approval-policies.json",
     "LDAP_UID_MAP_FILE": "uidmap.json",
     "SUDO_RULES_FILE": "sudorules.json",

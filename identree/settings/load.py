@@ -35,7 +35,7 @@ SHOWN = 80
 
 _SHELL_FORBIDDEN = frozenset(" \t\r\n\0;|&$`'\"\\<>(){}*?[]!^%~@#")
 _PLACEHOLDER = re.compile(r"change[-_ ]?me", re.IGNORECASE)
-_SYSLOG = re.compile(r"(?:udp|tcp)://(?:\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9._-]+):([0-9]{1,5})")
+_SYSLOG = re.compile(r"(?:udp|tcp|tcp\+tls)://(?:\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9._-]+):([0-9]{1,5})")
 _CHANNEL = re.compile(r"NOTIFY_CHANNEL_.+_(?:TOKEN|COMMAND)")
 # Secrets that are keys of ours, not credentials at somebody else's.
 _KEYS = (
@@ -369,9 +369,16 @@ class _Loading:
         if syslog:
             match = _SYSLOG.fullmatch(syslog)
             if match is None or not 0 < int(match[1]) < 65_536:
-                self._value_wrong("AUDIT_SYSLOG_URL", "is not udp://host:port or tcp://host:port")
+                self._value_wrong("AUDIT_SYSLOG_URL", "is not udp://host:port, tcp://host:port or tcp+tls://host:port")
         if values["AUDIT_LOG"] == "file:":
             self._value_wrong("AUDIT_LOG", "names no file")
+        for sink in ("SYSLOG", "SPLUNK", "LOKI"):
+            certificate, key = f"AUDIT_{sink}_CERT_FILE", f"AUDIT_{sink}_KEY_FILE"
+            if bool(values[certificate]) != bool(values[key]):
+                missing, given = (key, certificate) if values[certificate] else (certificate, key)
+                self._wrong(missing, f"is empty, while {PREFIX}{given} is set; a client certificate needs both")
+        if (values["AUDIT_SYSLOG_CA_FILE"] or values["AUDIT_SYSLOG_CERT_FILE"]) and not syslog.startswith("tcp+tls:"):
+            self._wrong("AUDIT_SYSLOG_URL", "is not tcp+tls://host:port, while certificates for it are set")
 
     # -- warnings -----------------------------------------------------------------------------------------------------
 

@@ -854,12 +854,75 @@ _s(
     bounds="1 to 10000",
 )
 _s(
+    "AUDIT_LOG_FSYNC",
+    CHOICE,
+    "always",
+    "When the log file is flushed to the disk: before each answer, once a second, or when the system likes. "
+    "Only always survives a power cut without loss.",
+    "interval",
+    choices=("always", "interval", "off"),
+    folded=True,
+)
+_s(
+    "AUDIT_LOG_FORMAT",
+    CHOICE,
+    "native",
+    "How the JSON log is written: identree's own record, or mapped to OCSF or CEF (docs/audit.md).",
+    "ocsf",
+    choices=("native", "ocsf", "cef"),
+    folded=True,
+)
+_s(
     "AUDIT_SYSLOG_URL",
     TEXT,
     "",
-    "A syslog receiver: udp://host:port or tcp://host:port. Empty: off.",
+    "A syslog receiver: udp://host:port, tcp://host:port or tcp+tls://host:port. Empty: off.",
     "tcp://syslog.example.com:601",
 )
+_s(
+    "AUDIT_SYSLOG_FRAMING",
+    CHOICE,
+    "",
+    "How messages are told apart on a connection: a newline after each, or its length before it (RFC 6587).",
+    "octet-counting",
+    choices=("newline", "octet-counting"),
+    default_text="newline; over TLS octet-counting",
+    folded=True,
+)
+_s(
+    "AUDIT_SYSLOG_MAX_UDP_BYTES",
+    INT,
+    8192,
+    "A longer message is cut on UDP, and says so in its structured data.",
+    "2048",
+    minimum=480,
+    maximum=65_507,
+    bounds="480 to 65507",
+)
+_s(
+    "AUDIT_SYSLOG_FORMAT",
+    CHOICE,
+    "native",
+    "What syslog messages hold: identree's own record, or mapped to OCSF or CEF (docs/audit.md).",
+    "ocsf",
+    choices=("native", "ocsf", "cef"),
+    folded=True,
+)
+_s(
+    "AUDIT_SYSLOG_CA_FILE",
+    PATH,
+    "",
+    "CA certificates (PEM) that the syslog receiver is checked against. Empty: those of the system.",
+    "/etc/identree/syslog-ca.pem",
+)
+_s(
+    "AUDIT_SYSLOG_CERT_FILE",
+    PATH,
+    "",
+    "Client certificate (PEM) for the syslog receiver, with its key below.",
+    "/etc/identree/syslog.crt",
+)
+_s("AUDIT_SYSLOG_KEY_FILE", PATH, "", "Private key (PEM) of that client certificate.", "/etc/identree/syslog.key")
 _s(
     "AUDIT_SPLUNK_HEC_URL",
     URL,
@@ -868,8 +931,53 @@ _s(
     "https://splunk.example.com:8088/services/collector/event",
 )
 _secret("AUDIT_SPLUNK_TOKEN", "Token of the collector.", "the token that Splunk shows")
+_s("AUDIT_SPLUNK_GZIP", BOOL, True, "Send compressed bodies to Splunk.", "false")
+_s(
+    "AUDIT_SPLUNK_FORMAT",
+    CHOICE,
+    "native",
+    "What events in Splunk hold: identree's own record, or mapped to OCSF or CEF (docs/audit.md).",
+    "ocsf",
+    choices=("native", "ocsf", "cef"),
+    folded=True,
+)
+_s(
+    "AUDIT_SPLUNK_CA_FILE",
+    PATH,
+    "",
+    "CA certificates (PEM) that Splunk's collector is checked against. Empty: those of the system.",
+    "/etc/identree/splunk-ca.pem",
+)
+_s(
+    "AUDIT_SPLUNK_CERT_FILE",
+    PATH,
+    "",
+    "Client certificate (PEM) for Splunk's collector, with its key below.",
+    "/etc/identree/splunk.crt",
+)
+_s("AUDIT_SPLUNK_KEY_FILE", PATH, "", "Private key (PEM) of that client certificate.", "/etc/identree/splunk.key")
 _s("AUDIT_LOKI_URL", URL, "", "Loki. Empty: off.", "https://loki.example.com")
 _secret("AUDIT_LOKI_TOKEN", "Bearer token for Loki.", "the token that Loki shows")
+_s("AUDIT_LOKI_TENANT", TEXT, "", "Tenant, sent as X-Scope-OrgID. Empty: none.", "operations")
+_s("AUDIT_LOKI_GZIP", BOOL, True, "Send compressed bodies to Loki.", "false")
+_s(
+    "AUDIT_LOKI_FORMAT",
+    CHOICE,
+    "native",
+    "What lines in Loki hold: identree's own record, or mapped to OCSF or CEF (docs/audit.md).",
+    "ocsf",
+    choices=("native", "ocsf", "cef"),
+    folded=True,
+)
+_s(
+    "AUDIT_LOKI_CA_FILE",
+    PATH,
+    "",
+    "CA certificates (PEM) that Loki is checked against. Empty: those of the system.",
+    "/etc/identree/loki-ca.pem",
+)
+_s("AUDIT_LOKI_CERT_FILE", PATH, "", "Client certificate (PEM) for Loki, with its key below.", "/etc/identree/loki.crt")
+_s("AUDIT_LOKI_KEY_FILE", PATH, "", "Private key (PEM) of that client certificate.", "/etc/identree/loki.key")
 _s(
     "AUDIT_BUFFER_SIZE",
     INT,
@@ -899,6 +1007,30 @@ _s(
     minimum=1000,
     maximum=1_000_000_000,
     bounds="1000 to 1000000000",
+)
+_s(
+    "AUDIT_SIGNING_KEY",
+    PATH,
+    "/config/audit-signing.key",
+    "Private key (Ed25519, PEM) that signs the checkpoints of the audit chain; generated when missing.",
+    "/config/audit-signing.key",
+)
+_s(
+    "AUDIT_VERIFY_KEY",
+    PATH,
+    "/config/audit-signing.pub",
+    "Its public key, for identree audit verify; written when missing. Keep a copy where identree cannot write.",
+    "/config/audit-signing.pub",
+)
+_s(
+    "AUDIT_CHECKPOINT_INTERVAL",
+    DURATION,
+    HOUR,
+    "How often a signed checkpoint is added to the audit chain.",
+    "15m",
+    minimum=MINUTE,
+    maximum=24 * HOUR,
+    bounds="1m to 24h",
 )
 
 _group = "Break-glass escrow"

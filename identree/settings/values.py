@@ -135,14 +135,36 @@ class Settings:
     audit_log: str
     audit_log_max_size: int
     audit_log_max_files: int
+    audit_log_fsync: str
+    audit_log_format: str
     audit_syslog_url: str
+    audit_syslog_framing: str
+    audit_syslog_max_udp_bytes: int
+    audit_syslog_format: str
+    audit_syslog_ca_file: str
+    audit_syslog_cert_file: str
+    audit_syslog_key_file: str
     audit_splunk_hec_url: str
     audit_splunk_token: str
+    audit_splunk_gzip: bool
+    audit_splunk_format: str
+    audit_splunk_ca_file: str
+    audit_splunk_cert_file: str
+    audit_splunk_key_file: str
     audit_loki_url: str
     audit_loki_token: str
+    audit_loki_tenant: str
+    audit_loki_gzip: bool
+    audit_loki_format: str
+    audit_loki_ca_file: str
+    audit_loki_cert_file: str
+    audit_loki_key_file: str
     audit_buffer_size: int
     audit_retention: timedelta
     audit_retention_rows: int
+    audit_signing_key: str
+    audit_verify_key: str
+    audit_checkpoint_interval: timedelta
 
     # Break-glass escrow
     escrow_backend: str

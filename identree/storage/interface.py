@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from identree.core.audit import Head, Sealed
 from identree.core.challenge import Challenge, GraceSession, HistoryEntry, Live, Step
 from identree.core.events import Event
 
@@ -176,6 +177,81 @@ class HostCertificate:
     serial: str
     issued_at: datetime
     expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """The sealed records of one chain that the database still has: the numbers of the first and the last one."""
+
+    instance: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked:
+    """
+    A record that a receiver has refused.
+
+    :ivar reason: what it said.
+    """
+
+    sink: str
+    record: Sealed
+    reason: str
+    parked_at: datetime
+
+
+class Feed(Protocol):
+    """
+    What network sinks follow: the committed records of one chain, in order, at least once.
+
+    Numbers are ``seq``; -1 stands for "before the first".
+    """
+
+    @property
+    def newest(self) -> int:
+        """The last record that there is."""
+
+    async def head(self) -> Head:
+        """Where the chain stands in the database. :raise StorageUnavailable: try again."""
+
+    async def position(self, sink: str) -> int:
+        """
+        The last record that the sink has acknowledged.
+
+        :raise StorageUnavailable: try again.
+        """
+
+    async def reached(self, seq: int) -> None:
+        """Returns when there is a record of this number; may be cancelled."""
+
+    async def after(self, seq: int, limit: int) -> list[Sealed]:
+        """
+        The records behind ``seq``, at most ``limit``. A gap at the beginning says that retention has cut records off.
+
+        :raise StorageUnavailable: try again.
+        """
+
+    async def acknowledge(self, sink: str, seq: int) -> None:
+        """
+        The sink has everything up to ``seq``; durable when this returns. Never goes back.
+
+        :raise StorageUnavailable: not saved; acknowledge again, or the records are repeated after a restart.
+        """
+
+    async def park(self, sink: str, records: Sequence[Sealed], reason: str, now: datetime) -> None:
+        """
+        Set records aside that the sink will not take, a bounded number of them.
+
+        :raise StorageUnavailable: not saved.
+        """
+
+    async def parked(self, sink: str, limit: int) -> list[Sealed]:
+        """What is set aside, the oldest first. :raise StorageUnavailable: try again."""
+
+    async def unpark(self, sink: str, seqs: Sequence[int]) -> None:
+        """The sink has taken them after all. :raise StorageUnavailable: not saved."""
 
 
 class Store(Protocol):
@@ -370,6 +446,27 @@ class Store(Protocol):
         Whether there was one to forget. It stays valid.
 
         :param hostname: normalised.
+        """
+
+    # -- the audit chain ----------------------------------------------------------------------------------------------
+    async def record(self, events: Sequence[Event]) -> None:
+        """Events that come with no other change."""
+
+    async def chains(self) -> list[Extent]:
+        """What the database has of every chain; replicas have one each."""
+
+    async def chain_records(self, instance: str, after: int, limit: int = 500) -> list[Sealed]:
+        """
+        Sealed records in order.
+
+        :param after: their ``seq`` is greater than this; -1 begins.
+        """
+
+    async def parked_records(self, after: tuple[str, str, int], limit: int = 500) -> list[Parked]:
+        """
+        What sinks would not take, by chain, sink and number.
+
+        :param after: chain, sink and number of the last one that is known; ``("", "", -1)`` begins.
         """
 
     # -- operations ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from identree.core.challenge import Live
+from identree.core.requests import current
 from identree.storage.script import Effects, MakeScript
 
 # Operations accepted and not yet answered, the waiting ones included; more are refused at once.
@@ -23,13 +24,15 @@ class Job:
     One script on its way through a driver.
 
     :ivar deadline: on the driver's monotonic clock; not begun by then, it is refused.
+    :ivar request_id: of the request that asked for it, or empty; its events carry it.
     """
 
-    __slots__ = ("answer", "cancelled", "deadline", "effects", "failure", "make", "result")
+    __slots__ = ("answer", "cancelled", "deadline", "effects", "failure", "make", "request_id", "result")
 
     def __init__(self, make: MakeScript[Any], deadline: float) -> None:
         self.make = make
         self.deadline = deadline
+        self.request_id = current.get()
         self.answer: Deferred[Any] = Deferred(self._cancel)
         self.cancelled = False
         self.result: Any = None

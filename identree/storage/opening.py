@@ -73,6 +73,7 @@ def open_store(
     instance: str = "",
     log: RecordLog | None = None,
     sinks: Sequence[str] = (),
+    recent_events: int = 0,
     max_open_conns: int = 25,
     readers: int = 2,
     retention: Retention | None = None,
@@ -92,6 +93,7 @@ def open_store(
     :param instance: the identity of this process's audit chain; empty: the one persisted in the database, right for a
         server that is alone with its database. Replicas must each have their own, the same after every restart.
     :param sinks: names of the configured network sinks.
+    :param recent_events: how many of the latest audit records stay in memory for them.
     :param wall: unix seconds; by default the reactor's, which a steadied reactor does not have.
     :param max_open_conns: PostgreSQL only; at least 2.
     :param readers: SQLite only.
@@ -110,6 +112,7 @@ def open_store(
         in_thread=log_thread,
         on_log_failure=on_log_failure,
         on_log_recovery=on_log_recovery,
+        keep=recent_events,
     )
     name = driver.strip().lower()
     built: Driver

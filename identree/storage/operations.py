@@ -20,7 +20,7 @@ class Retention:
     :ivar revoked_nonces: a signed-out cookie lives 30 minutes at most.
     :ivar browser_sessions: no session may be older than this, or it would start anew.
     :ivar delivered_events: events that every sink has.
-    :ivar events: events whether or not every sink has them; what a dead sink loses then is reported.
+    :ivar events: events whether or not every sink has them, what a dead sink loses then is reported; and parked ones.
     :ivar most_events: the same by number of rows.
     :ivar batch: rows deleted of one table in one transaction.
     """
@@ -67,6 +67,7 @@ _DELETE_NONCES = _older("revoked_nonces", "nonce", "revoked_at")
 _DELETE_ADMINS = _older("revoked_admin_sessions", "username", "revoked_at")
 _DELETE_ESCROW_TOKENS = _older("used_escrow_tokens", "token_key", "first_seen")
 _DELETE_SESSIONS = _older("browser_sessions", "nonce", "started_at")
+_DELETE_PARKED = _older("parked_records", "instance, sink, seq", "parked_at")
 _DELETE_MESSAGES = _older("cluster_messages", "id", "created_at")
 
 
@@ -90,6 +91,7 @@ def delete_old(now: datetime, retention: Retention) -> Script[int]:
         (_DELETE_ADMINS, seconds(now - retention.revoked_admin_sessions)),
         (_DELETE_ESCROW_TOKENS, seconds(now - retention.used_escrow_tokens)),
         (_DELETE_SESSIONS, seconds(now - retention.browser_sessions)),
+        (_DELETE_PARKED, seconds(now - retention.events)),
         (_DELETE_MESSAGES, seconds(now - retention.cluster_messages)),
     ):
         deleted += len((yield sql, {"before": before, "limit": limit}))

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -23,8 +24,10 @@ from identree.core import audit
 from identree.core.audit import Head, Sealed
 from identree.core.errors import StorageUnavailable
 from identree.core.events import Event
+from identree.storage import parking
+from identree.storage.interface import Extent
 from identree.storage.operations import Retention
-from identree.storage.script import Do, Driver, Script
+from identree.storage.script import Do, Driver, Effects, Script
 from identree.storage.times import seconds
 
 T = TypeVar("T")
@@ -100,6 +103,7 @@ _AFTER = "SELECT seq, record, hash FROM outbox WHERE instance = :instance AND se
 _CURSOR = "SELECT seq FROM sink_cursors WHERE instance = :instance AND sink = :sink"
 _IDENTIFY = "INSERT INTO instance_identity (name, instance) VALUES ('default', :instance) ON CONFLICT (name) DO NOTHING"
 _IDENTITY = "SELECT instance FROM instance_identity WHERE name = 'default'"
+_CHAINS = "SELECT instance, MIN(seq), MAX(seq) FROM outbox WHERE seq IS NOT NULL GROUP BY instance ORDER BY instance"
 _CURSORS = "SELECT sink, seq FROM sink_cursors WHERE instance = :instance"
 _DELETE_DELIVERED = """
 WITH chosen AS MATERIALIZED (
@@ -153,8 +157,9 @@ def save_cursor(instance: str, sink: str, seq: int) -> Script[None]:
     yield Do(SAVE_CURSOR, {"instance": instance, "sink": sink, "seq": seq})
 
 
-def unsealed_row(instance: str, event: Event) -> dict[str, object]:
-    return {"instance": instance, "fields": json.dumps(audit.fields(event)), "created_at": seconds(event.at)}
+def unsealed_row(instance: str, event: Event, request_id: str) -> dict[str, object]:
+    fields = audit.fields(event, request_id)
+    return {"instance": instance, "fields": json.dumps(fields), "created_at": seconds(event.at)}
 
 
 def sealed_row(record: Sealed, created_at: int) -> dict[str, object]:
@@ -247,8 +252,10 @@ class Publisher:
         in_thread: Callable[[Callable[[], object]], Deferred[object]] | None = None,
         on_log_failure: Callable[[Exception], None] = lambda e: None,
         on_log_recovery: Callable[[], None] = lambda: None,
+        keep: int = 0,
     ) -> None:
         """
+        :param keep: how many of the latest records stay in memory, for sinks that are not behind.
         :param in_thread: runs a function in the log's own thread; None runs it at once.
         :param on_log_failure: told of every failed attempt.
         :param on_log_recovery: told when the log has caught up after a failure.
@@ -263,6 +270,7 @@ class Publisher:
         self.position = -1
         self.saved_position = -1
         self.refusal: StorageUnavailable | None = None
+        self._recent: deque[Sealed] = deque(maxlen=keep)
         self._queue: deque[tuple[Sequence[Sealed], Callable[[], None]]] = deque()
         self._writing = False
         # the newest record known to be sealed; the log is behind while its position is smaller and nothing is queued
@@ -290,6 +298,7 @@ class Publisher:
         :raise StorageUnavailable: the database cannot be read.
         """
         self._driver, self.instance = driver, instance
+        self._newest = await driver.read(lambda: newest(instance))
         if self._log is None:
             return
         log = self._log
@@ -299,13 +308,10 @@ class Publisher:
         except Exception as e:
             self._on_log_failure(e)
             held = None
-        if isinstance(held, int):
-            # The log itself knows best: the cursor is saved lazily. A log that is ahead of the chain belongs to a
-            # database that was put back; what it lacks cannot be told, so the cursor counts.
-            last = await driver.read(lambda: newest(instance))
-            if held <= last:
-                self.position = held
-        self._newest = await driver.read(lambda: newest(instance))
+        # The log itself knows best: the cursor is saved lazily. A log that is ahead of the chain belongs to a database
+        # that was put back; what it lacks cannot be told, so the cursor counts.
+        if isinstance(held, int) and held <= self._newest:
+            self.position = held
         if self._newest > self.position:
             self._behind = True
             await self._catch_up()
@@ -318,6 +324,10 @@ class Publisher:
         """
         if records:
             self._newest = records[-1].seq
+            if self._recent.maxlen:
+                if self._recent and records[0].seq != self._recent[-1].seq + 1:
+                    self._recent.clear()
+                self._recent.extend(records)
             if self._wakeners:
                 wakeners, self._wakeners = self._wakeners, []
                 for waiter in wakeners:
@@ -341,9 +351,18 @@ class Publisher:
                     self._wakeners.remove(waiter)
                 raise
 
-    def known(self, seq: int) -> None:
-        """A record of this number exists."""
-        self._newest = max(self._newest, seq)
+    @property
+    def newest(self) -> int:
+        """The number of the last sealed record; -1 before the first."""
+        return self._newest
+
+    def recent_after(self, seq: int, limit: int) -> list[Sealed]:
+        """The records after ``seq`` if they are still in memory; empty when they are not, or when there are none."""
+        recent = self._recent
+        start = seq + 1 - recent[0].seq if recent else -1
+        if start < 0 or start >= len(recent):
+            return []
+        return list(islice(recent, start, start + limit))
 
     async def stop(self) -> None:
         """Waits for the write under way; further records stay in the database."""
@@ -432,10 +451,25 @@ class Publisher:
         self._finished(())
 
 
+def head(instance: str) -> Script[Head]:
+    """Where the chain stands; a new one stands at its beginning."""
+    rows = yield HEAD, {"instance": instance}
+    return Head(*rows[0]) if rows else Head()
+
+
 def newest(instance: str) -> Script[int]:
     """The number of the last sealed record; -1 when there is none."""
-    rows = yield HEAD, {"instance": instance}
-    return int(rows[0][0]) - 1 if rows else -1
+    at = yield from head(instance)
+    return at.next_seq - 1
+
+
+def chains() -> Script[list[Extent]]:
+    rows = yield _CHAINS, {}
+    return [Extent(instance=instance, first=first, last=last) for instance, first, last in rows]
+
+
+def record(events: Sequence[Event]) -> Script[None]:
+    yield Effects(events=tuple(events))
 
 
 def _at_once(function: Callable[[], object]) -> Deferred[object]:
@@ -450,48 +484,49 @@ def _at_once(function: Callable[[], object]) -> Deferred[object]:
 
 
 class Outbox:
-    """
-    What network sinks follow: committed events of this process's chain, in order, at least once.
-
-    A sink is served from its durable cursor on; one that is new starts with the oldest record that is still kept.
-    """
+    """Implements :class:`identree.storage.interface.Feed` on the chain of this process."""
 
     def __init__(self, driver: Driver, publisher: Publisher) -> None:
         self._driver = driver
         self._publisher = publisher
-        # where each follower stands: the cursor is read once
-        self._cursors: dict[str, int] = {}
 
     @property
     def instance(self) -> str:
         return self._publisher.instance
 
-    async def next(self, sink: str, limit: int = BATCH) -> list[Sealed]:
-        """
-        The records after the last acknowledged one, at most ``limit``; waits while there are none.
+    @property
+    def newest(self) -> int:
+        return self._publisher.newest
 
-        :raise StorageUnavailable: the database cannot be read; try again.
-        """
+    async def head(self) -> Head:
         instance = self.instance
-        if sink not in self._cursors:
-            self._cursors[sink] = await self._driver.read(lambda: cursor(instance, sink))
-            last = await self._driver.read(lambda: newest(instance))
-            self._publisher.known(last)
-        while True:
-            seq = self._cursors[sink]
-            await self._publisher.wait(seq)
-            records = await self._driver.read(lambda seq=seq: sealed_after(instance, seq, limit))  # type: ignore[misc]
-            if records:
-                return records
-            # what was sealed after the cursor is gone: retention has cut it off
-            self._cursors[sink] = await self._driver.read(lambda: newest(instance))
+        return await self._driver.read(lambda: head(instance))
+
+    async def position(self, sink: str) -> int:
+        instance = self.instance
+        return await self._driver.read(lambda: cursor(instance, sink))
+
+    async def reached(self, seq: int) -> None:
+        await self._publisher.wait(seq - 1)
+
+    async def after(self, seq: int, limit: int) -> list[Sealed]:
+        recent = self._publisher.recent_after(seq, limit)
+        if recent:
+            return recent
+        instance = self.instance
+        return await self._driver.read(lambda: sealed_after(instance, seq, limit))
 
     async def acknowledge(self, sink: str, seq: int) -> None:
-        """
-        The sink has everything up to ``seq``; durable when this returns. Never goes back.
-
-        :raise StorageUnavailable: not saved; acknowledge again, or the records are repeated after a restart.
-        """
         instance = self.instance
         await self._driver.write(lambda: save_cursor(instance, sink, seq))
-        self._cursors[sink] = max(seq, self._cursors.get(sink, -1))
+
+    async def park(self, sink: str, records: Sequence[Sealed], reason: str, now: datetime) -> None:
+        await self._driver.write(lambda: parking.park(sink, records, reason, now))
+
+    async def parked(self, sink: str, limit: int) -> list[Sealed]:
+        instance = self.instance
+        return await self._driver.read(lambda: parking.parked(instance, sink, limit))
+
+    async def unpark(self, sink: str, seqs: Sequence[int]) -> None:
+        instance = self.instance
+        await self._driver.write(lambda: parking.unpark(instance, sink, seqs))

@@ -684,7 +684,7 @@ class PostgresDriver:
         instance = self._publisher.instance
         events = [event for effects in job.effects for event in effects.events]
         for event in events:
-            message.append((outbox.INSERT_UNSEALED, outbox.unsealed_row(instance, event)))
+            message.append((outbox.INSERT_UNSEALED, outbox.unsealed_row(instance, event, job.request_id)))
         if not events:
             message += self._notifications(job.effects)
 

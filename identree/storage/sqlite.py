@@ -223,11 +223,11 @@ class Engine:
         try:
             self._execute("BEGIN IMMEDIATE")
             try:
-                events: list[Event] = []
+                events: list[tuple[Event, str]] = []
                 for job in jobs:
                     self._run(job, writable=True)
                     for effects in job.effects:
-                        events.extend(effects.events)
+                        events.extend((event, job.request_id) for event in effects.events)
                 sealed = self._seal(events) if events else []
                 # only a whole transaction may be interrupted by the clock, not its commit
                 self._deadline = float("inf")
@@ -305,14 +305,14 @@ class Engine:
             write = self._writes[sql] = not sql.lstrip().upper().startswith("SELECT")
         return write
 
-    def _seal(self, events: Sequence[Event]) -> list[Sealed]:
+    def _seal(self, events: Sequence[tuple[Event, str]]) -> list[Sealed]:
         instance, version = self._publisher.instance, self._chain.version
         rows: list[Row] = self._execute(outbox.HEAD, {"instance": instance}).fetchall()
         head = Head(*rows[0]) if rows else Head()
         sealed: list[Sealed] = []
         records: list[dict[str, object]] = []
-        for event in events:
-            head, record = audit.seal(head, audit.fields(event), version=version, instance=instance)
+        for event, request_id in events:
+            head, record = audit.seal(head, audit.fields(event, request_id), version=version, instance=instance)
             sealed.append(record)
             records.append(outbox.sealed_row(record, seconds(event.at)))
         self._connection.executemany(outbox.INSERT_SEALED, records)

@@ -8,10 +8,11 @@ from datetime import datetime
 
 from twisted.internet.defer import Deferred
 
+from identree.core.audit import Sealed
 from identree.core.challenge import Challenge, GraceSession, HistoryEntry, Live, Step
 from identree.core.errors import StorageUnavailable
 from identree.core.events import Event
-from identree.storage import certificates, challenges, directory, grace, history, logins, operations, outbox
+from identree.storage import certificates, challenges, directory, grace, history, logins, operations, outbox, parking
 from identree.storage.bus import Bus
 from identree.storage.challenges import Headroom
 from identree.storage.interface import (
@@ -20,10 +21,12 @@ from identree.storage.interface import (
     Change,
     Counts,
     DirectoryState,
+    Extent,
     GraceChange,
     HostCertificate,
     Login,
     Opening,
+    Parked,
     PosixCounter,
     PosixId,
     Revocations,
@@ -250,6 +253,19 @@ class SqlStore:
 
     async def forget_certificate(self, hostname: str) -> bool:
         return await self._driver.write(lambda: certificates.forget(hostname))
+
+    # -- the audit chain ----------------------------------------------------------------------------------------------
+    async def record(self, events: Sequence[Event]) -> None:
+        await self._recording(lambda: outbox.record(events))
+
+    async def chains(self) -> list[Extent]:
+        return await self._driver.read(outbox.chains)
+
+    async def chain_records(self, instance: str, after: int, limit: int = 500) -> list[Sealed]:
+        return await self._driver.read(lambda: outbox.sealed_after(instance, after, _bounded(limit)))
+
+    async def parked_records(self, after: tuple[str, str, int], limit: int = 500) -> list[Parked]:
+        return await self._driver.read(lambda: parking.everything(after, _bounded(limit)))
 
     # -- operations ---------------------------------------------------------------------------------------------------
     async def counts(self, now: datetime) -> Counts:

@@ -638,27 +638,28 @@ class StoreContract:
         """A sink gets what was committed, in order, from where it acknowledged, also after a restart."""
         first, second = await self.create(), await self.create()
         outbox = self.store.outbox
-        records = await outbox.next("syslog", 1)
+        records = await outbox.after(await outbox.position("syslog"), 1)
         self.assertEqual([json.loads(record.plain)["code"] for record in records], [first.user_code])
         self.assertEqual(records, self.log.records[:1])
         await outbox.acknowledge("syslog", records[-1].seq)
         await self.store.stop()
         self.store = await self.open(log=self.log)
-        records = await self.store.outbox.next("syslog", 10)
+        outbox = self.store.outbox
+        records = await outbox.after(await outbox.position("syslog"), 10)
         self.assertEqual([json.loads(record.plain)["code"] for record in records], [second.user_code])
 
     async def test_sink_waits(self) -> None:
         """A sink without anything to send waits for the next commit, and may stop waiting."""
         await self.create()
-        [record] = await self.store.outbox.next("loki")
-        await self.store.outbox.acknowledge("loki", record.seq)
-        given_up = Deferred.fromCoroutine(self.store.outbox.next("loki"))
+        outbox = self.store.outbox
+        given_up = Deferred.fromCoroutine(outbox.reached(1))
         given_up.addErrback(lambda failure: None)
-        waiting = Deferred.fromCoroutine(self.store.outbox.next("loki"))
+        waiting = Deferred.fromCoroutine(outbox.reached(1))
         given_up.cancel()
         self.assertTrue(not waiting.called)
         wanted = await self.create()
-        [record] = await waiting
+        await waiting
+        [record] = await outbox.after(0, 10)
         self.assertEqual(json.loads(record.plain)["code"], wanted.user_code)
 
     async def test_cancelled_operation(self) -> None:

@@ -15,6 +15,7 @@ from identree.storage.opening import open_store
 from identree.storage.store import SqlStore
 from tests.contracts.certificates import CertificateContract
 from tests.contracts.directory import DirectoryContract
+from tests.contracts.feed import FeedContract
 from tests.contracts.store import StoreContract
 from tests.fakes import MemoryLog, memory_store
 from tests.postgres import cluster
@@ -22,7 +23,7 @@ from tests.postgres import cluster
 INSTANCES = ["0123456789abcdef", "1123456789abcdef", "2123456789abcdef"]
 
 
-class MemoryStoreTests(StoreContract, DirectoryContract, CertificateContract, TestCase):
+class MemoryStoreTests(StoreContract, DirectoryContract, CertificateContract, FeedContract, TestCase):
     """Everybody's fake."""
 
     def setUp(self) -> None:
@@ -41,7 +42,7 @@ class MemoryStoreTests(StoreContract, DirectoryContract, CertificateContract, Te
         return self._open(**{"instance": "0123456789abcdef", "log": self.log, **options})
 
 
-class _ServedTests(StoreContract, DirectoryContract, CertificateContract):
+class _ServedTests(StoreContract, DirectoryContract, CertificateContract, FeedContract):
     """A server's store, with threads or connections."""
 
     driver: str

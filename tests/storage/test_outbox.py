@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -20,7 +20,7 @@ from identree.core.errors import StorageUnavailable
 from identree.storage.interface import Caps
 from identree.storage.operations import Retention
 from identree.storage.outbox import RETRY_SECONDS, Publisher
-from tests.contracts.store import NOW, approving, at, challenge, opening
+from tests.contracts.store import NOW, approving, challenge, opening
 from tests.fakes import MemoryLog, MemoryStore, memory_store
 
 
@@ -187,14 +187,20 @@ class OutboxTests(SynchronousTestCase):
             self.create(store)
         self.successResultOf(store.outbox.acknowledge("syslog", 1))
         self.successResultOf(store.outbox.acknowledge("syslog", 0))
-        self.assertEqual([r.seq for r in self.successResultOf(store.outbox.next("syslog"))], [2])
-        self.assertEqual([r.seq for r in self.successResultOf(store.outbox.next("loki"))], [0, 1, 2])
+        self.assertEqual([r.seq for r in self.following(store, "syslog")], [2])
+        self.assertEqual([r.seq for r in self.following(store, "loki")], [0, 1, 2])
 
     def test_same_bytes(self) -> None:
         """What is read back is what was sealed."""
         store = self.open()
         self.create(store, reason="<a> & \u2028 ü\U0001f600")
-        self.assertEqual(self.successResultOf(store.outbox.next("syslog")), self.log.records)
+        self.assertEqual(self.following(store, "syslog"), self.log.records)
+
+    def following(self, store: MemoryStore, sink: str) -> list[Sealed]:
+        """What comes next for a sink."""
+        position = self.successResultOf(store.outbox.position(sink))
+        records: list[Sealed] = self.successResultOf(store.outbox.after(position, 500))
+        return records
 
     def rows(self, store: MemoryStore) -> int:
         [(count,)] = store.connection.execute("SELECT COUNT(*) FROM outbox").fetchall()
@@ -222,7 +228,7 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual(self.rows(store), 0)
         self.assertIn(("dead", 3), self.lost)
         self.create(store)
-        self.assertEqual([r.seq for r in self.successResultOf(store.outbox.next("dead"))], [3])
+        self.assertEqual([r.seq for r in self.following(store, "dead")], [3])
 
     def test_cut_off_by_number(self) -> None:
         """So does what is beyond the bound on rows, the oldest first."""
@@ -230,18 +236,35 @@ class OutboxTests(SynchronousTestCase):
         for _ in range(5):
             self.create(store)
         self.successResultOf(store.delete_old(NOW))
-        self.assertEqual([r.seq for r in self.successResultOf(store.outbox.next("dead"))], [3, 4])
+        self.assertEqual([r.seq for r in self.following(store, "dead")], [3, 4])
         self.assertIn(("dead", 3), self.lost)
 
-    def test_waits_past_a_cut(self) -> None:
-        """A sink whose records are all gone waits for new ones."""
-        store = self.open(sinks=["dead"])
-        self.create(store)
-        self.successResultOf(store.delete_old(NOW + timedelta(days=31)))
-        waiting = Deferred.fromCoroutine(store.outbox.next("dead"))
+    def test_waits(self) -> None:
+        """Who waits for a number hears of it when it is committed, and may give up."""
+        store = self.open(sinks=["syslog"])
+        waiting, other = (Deferred.fromCoroutine(store.outbox.reached(0)) for _ in range(2))
+        other.cancel()
+        self.failureResultOf(other, CancelledError)
         self.assertNoResult(waiting)
-        self.create(store, created_at=at(1))
-        self.assertEqual([r.seq for r in self.successResultOf(waiting)], [1])
+        self.create(store)
+        self.assertIsNone(self.successResultOf(waiting))
+
+    def test_from_memory(self) -> None:
+        """The latest records are not read from the database; older ones are."""
+        store = self.open(sinks=["syslog"], recent_events=2)
+        for _ in range(4):
+            self.create(store)
+        store.connection.execute("DELETE FROM outbox WHERE seq >= 2")
+        self.assertEqual(self.successResultOf(store.outbox.after(1, 10)), self.log.records[2:])
+        self.assertEqual([r.seq for r in self.successResultOf(store.outbox.after(2, 1))], [3])
+        self.assertEqual([r.seq for r in self.successResultOf(store.outbox.after(-1, 10))], [0, 1])
+
+    def test_knows_the_newest(self) -> None:
+        """After a restart the feed knows what there is, also without a log."""
+        store = self.open()
+        self.create(store)
+        self.crash(store)
+        self.assertEqual(memory_store(self.clock, dsn=self.path, log=None).outbox.newest, 0)
 
 
 class PublisherTests(SynchronousTestCase):

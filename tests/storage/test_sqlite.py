@@ -304,8 +304,9 @@ class CannotWriteTests(_Directory, TestCase):
 
     async def test_waited_too_long(self) -> None:
         """An operation that has waited longer than its budget is not begun."""
-        times = iter([0.0, 100.0])
+        times = iter([0.0] * 50)
         store = await self.store(self.directory() + "/a.db", instance="0123456789abcdef", monotonic=lambda: next(times))
+        times = iter([0.0, 100.0])
         [e] = await outcomes([store.append_history([ENTRY])])
         self.assertEqual(e.reason, "overloaded")
         times = iter([0.0] * 50)
