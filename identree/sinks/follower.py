@@ -136,7 +136,10 @@ class Follower(Service):
         now: Callable[[], datetime],
         monotonic: Callable[[], float],
         batch: int = 1 << 30,
+        log: Logger | None = None,
     ) -> None:
+        if log is not None:
+            self._log = log
         self.setName(f"audit sink {shipper.name}")
         self._feed = feed
         self._shipper = shipper
@@ -151,6 +154,8 @@ class Follower(Service):
         # shipped, but not settled yet: until when, and up to which record
         self._unsettled: deque[tuple[float, int]] = deque()
         self._known = False
+        # whether what was set aside is still to be offered again
+        self._parked = True
         self._next_save = 0.0
         self._pending_since = 0.0
         self._last_success = 0.0
@@ -167,6 +172,11 @@ class Follower(Service):
         since = self._pending_since
         seconds = max(0.0, self._now().timestamp() - since) if records and since else 0.0
         return Lag(records, seconds, self._last_success)
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything that there is has been shipped, has settled and is acknowledged."""
+        return self._known and not self._parked and self._saved >= self._feed.newest
 
     @property
     def down(self) -> bool:
@@ -188,10 +198,10 @@ class Follower(Service):
         """What is left is shipped if that is quickly done; a receiver that is away is not waited for."""
         work = self._work
         if work is not None and not work.called:
-            self._hurry = True
-            self._interrupt()
             over: Deferred[None] = Deferred()
             self._over.append(over)
+            self._hurry = True
+            self._interrupt()
             deadline = self._clock.callLater(FAREWELL_SECONDS, work.cancel)
             await over
             if deadline.active():
@@ -223,11 +233,14 @@ class Follower(Service):
         if not self._known:
             self._position = self._settled = self._saved = await self._feed.position(self._shipper.name)
             self._known = True
+        if self._parked:
             await self._offer_parked_again()
+            self._parked = False
         if self._position >= self._feed.newest:
             # nothing to do: what is settled meanwhile is still to be saved
             await self._pause(self._feed.reached(self._position + 1), self._save_soon())
             await self._save()
+            self._well()
             return
         records = await self._gather()
         if not records:
@@ -239,9 +252,9 @@ class Follower(Service):
             return
         self._position = records[-1].seq
         self._unsettled.append((self._monotonic() + self._shipper.settle_seconds, self._position))
-        self._pending_since = self._now().timestamp()
-        self._up(len(records))
+        self._last_success = self._now().timestamp()
         await self._save()
+        self._well()
 
     async def _gather(self) -> list[Sealed]:
         """The next batch. One that is not full waits a little for more, if the receiver prefers full ones."""
@@ -291,7 +304,8 @@ class Follower(Service):
                     continue
                 self._tally.emitted(1)
                 taken.append(record.seq)
-            await self._feed.unpark(self._shipper.name, taken)
+            if taken:
+                await self._feed.unpark(self._shipper.name, taken)
             if len(taken) < len(records) or len(records) < AGAIN:
                 return
 
@@ -329,8 +343,7 @@ class Follower(Service):
             self._next_save = now + ACKNOWLEDGE_SECONDS
 
     # -- up and down --------------------------------------------------------------------------------------------------
-    def _up(self, count: int) -> None:
-        self._last_success = self._now().timestamp()
+    def _well(self) -> None:
         self._delay = FIRST_RETRY_SECONDS
         if self._down:
             self._down = False

@@ -145,6 +145,8 @@ def open_store(
         )
     else:
         raise ValueError(f"unknown database driver {driver!r}; use sqlite or postgres")
-    store = _ServedStore(built, publisher, bus, sinks=sinks, retention=retention, genuine=genuine, on_lost=on_lost)
+    store = _ServedStore(
+        built, publisher, bus, sinks=sinks, retention=retention, genuine=genuine, on_lost=on_lost, version=version
+    )
     store.log_thread = log_thread
     return store

@@ -12,7 +12,18 @@ from identree.core.audit import Sealed
 from identree.core.challenge import Challenge, GraceSession, HistoryEntry, Live, Step
 from identree.core.errors import StorageUnavailable
 from identree.core.events import Event
-from identree.storage import certificates, challenges, directory, grace, history, logins, operations, outbox, parking
+from identree.storage import (
+    adoption,
+    certificates,
+    challenges,
+    directory,
+    grace,
+    history,
+    logins,
+    operations,
+    outbox,
+    parking,
+)
 from identree.storage.bus import Bus
 from identree.storage.challenges import Headroom
 from identree.storage.interface import (
@@ -56,8 +67,10 @@ class SqlStore:
         retention: Retention | None = None,
         genuine: Callable[[GraceSession], bool] = lambda session: True,
         on_lost: Callable[[str, int], None] = lambda sink, count: None,
+        version: str = "dev",
     ) -> None:
         """
+        :param version: of the build, for records that are sealed for somebody else.
         :param sinks: names of the configured network sinks; retention waits for them.
         :param genuine: whether a grace session's MAC verifies; an approval replaces a forged one whatever its expiry.
         :param on_lost: told of records that retention took before a sink had them.
@@ -69,6 +82,7 @@ class SqlStore:
         self._retention = retention or Retention()
         self._genuine = genuine
         self._on_lost = on_lost
+        self._version = version
         self._headroom = Headroom()
         self.outbox = Outbox(driver, publisher)
 
@@ -266,6 +280,32 @@ class SqlStore:
 
     async def parked_records(self, after: tuple[str, str, int], limit: int = 500) -> list[Parked]:
         return await self._driver.read(lambda: parking.everything(after, _bounded(limit)))
+
+    async def adopt(self, now: datetime) -> list[str]:
+        """
+        Say that this process runs, and take over chains whose writers have not said so for some minutes. Ask again
+        every :data:`~identree.storage.adoption.ALIVE_SECONDS`: what is not in the answer is not, or no longer, ours.
+        """
+        instance = self._publisher.instance
+        await self._driver.write(lambda: adoption.alive(instance, now))
+        return await self._driver.write(lambda: adoption.adopt(instance, now))
+
+    async def orphan(self, instance: str) -> adoption.Orphan:
+        """
+        An adopted chain, to be followed to its end. What its writer has committed and not sealed is sealed first.
+
+        :raise StorageUnavailable: try again.
+        """
+        version = self._version
+        while len(await self._driver.write(lambda: outbox.seal_pending(instance, version))) == outbox.BATCH:
+            pass
+        last = await self._driver.read(lambda: outbox.newest(instance))
+        return adoption.Orphan(self._driver, self._publisher, instance, last)
+
+    async def disown(self, orphan: str) -> None:
+        """All sinks have everything of an adopted chain."""
+        instance = self._publisher.instance
+        await self._driver.write(lambda: adoption.disown(instance, orphan))
 
     # -- operations ---------------------------------------------------------------------------------------------------
     async def counts(self, now: datetime) -> Counts:

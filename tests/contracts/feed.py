@@ -9,6 +9,7 @@ from typing import Any
 from identree.core.audit import Sealed
 from identree.core.events import Event, UserSignedOut
 from identree.core.requests import current
+from identree.storage.adoption import GONE
 from identree.storage.interface import Extent
 from identree.storage.parking import MOST_PARKED
 from identree.storage.store import SqlStore
@@ -73,6 +74,43 @@ class FeedContract:
         self.assertEqual(await self.store.chains(), [Extent(instance=mine, first=0, last=2)])
         self.assertEqual(await self.store.chain_records(mine, 0, 1), records[1:2])
         self.assertEqual(await self.store.chain_records("nobody", -1), [])
+
+    async def test_living_are_left_alone(self) -> None:
+        """Nobody takes over the chain of a process that says that it runs."""
+        other = await self.open(instance="1123456789abcdef")
+        await other.record([signed_out()])
+        self.assertEqual(await other.adopt(NOW), [])
+        self.assertEqual(await self.store.adopt(NOW + GONE), [])
+
+    async def test_takes_over(self) -> None:
+        """What a dead process has left is followed to its end, by one of the living, until nothing is left of it."""
+        dead = await self.open(instance="1123456789abcdef")
+        await dead.adopt(NOW)
+        await dead.record([signed_out("a"), signed_out("b")])
+        records = await dead.chain_records("1123456789abcdef", -1)
+        later = NOW + GONE + timedelta(seconds=1)
+        self.assertEqual(await self.store.adopt(later), ["1123456789abcdef"])
+        other = await self.open(instance="2123456789abcdef")
+        self.assertEqual(await other.adopt(later), [])
+        self.assertEqual(await self.store.adopt(later), ["1123456789abcdef"])
+        feed = await self.store.orphan("1123456789abcdef")
+        self.assertEqual((feed.newest, await feed.after(-1, 10)), (1, records))
+        await feed.acknowledge("loki", 1)
+        self.assertEqual((await feed.position("loki"), await self.store.outbox.position("loki")), (1, -1))
+        await self.store.disown("1123456789abcdef")
+        self.assertEqual(await self.store.adopt(later), [])
+
+    async def test_comes_back(self) -> None:
+        """Who was thought dead and runs again has his chain back; who has died since is taken over."""
+        dead = await self.open(instance="1123456789abcdef")
+        await dead.adopt(NOW)
+        await dead.record([signed_out()])
+        later = NOW + GONE + timedelta(seconds=1)
+        await self.store.adopt(later)
+        await dead.adopt(later)
+        self.assertEqual(await self.store.adopt(later), [])
+        other = await self.open(instance="2123456789abcdef")
+        self.assertEqual(await other.adopt(later + GONE + timedelta(seconds=1)), ["1123456789abcdef"])
 
     async def test_parks(self) -> None:
         """What is set aside can be listed, offered again and taken back; a repetition changes only the reason."""

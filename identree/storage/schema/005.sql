@@ -14,3 +14,11 @@ CREATE TABLE parked_records (
     PRIMARY KEY (instance, sink, seq)
 );
 CREATE INDEX idx_parked_records_at ON parked_records (parked_at);
+
+-- Who writes which chain, and whether they still do: the sinks of a living replica take over what a dead one has left.
+CREATE TABLE chain_writers (
+    instance TEXT PRIMARY KEY,
+    seen_at BIGINT NOT NULL,                        -- when its process last said that it runs; unix seconds
+    adopted_by TEXT NOT NULL DEFAULT '',            -- the chain of the process that looks after what is left
+    adopted_at BIGINT NOT NULL DEFAULT 0            -- when that one last said so; unix seconds
+);
