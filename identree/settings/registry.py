@@ -763,6 +763,15 @@ _s(
     bounds="1 to 64",
 )
 _s(
+    "HOST_REGISTRY",
+    CHOICE,
+    "auto",
+    "Whether only registered hosts are served. auto: as soon as one host is registered.",
+    "on",
+    choices=("auto", "on", "off"),
+    folded=True,
+)
+_s(
     "HOST_REGISTRY_FILE",
     PATH,
     "/config/hosts.json",
@@ -1089,6 +1098,14 @@ _s(
     '{"production": "vault-1"}',
 )
 _s("ESCROW_COMMAND", TEXT, "", "A command that stores the password, instead of a back end.", "/usr/local/bin/escrow")
+_s("ESCROW_NAMESPACE", TEXT, "", "Namespace in Vault, sent as X-Vault-Namespace. Empty: none.", "operations")
+_s(
+    "ESCROW_ROTATE_AFTER_REVEAL",
+    BOOL,
+    True,
+    "A break-glass password that somebody was shown is replaced at the host's next contact.",
+    "false",
+)
 _s("ESCROW_COMMAND_ENV", LIST, (), "Prefixes of the environment variables that the command gets.", "AWS_,VAULT_")
 _s(
     "BREAKGLASS_ROTATE_BEFORE",

@@ -122,6 +122,7 @@ class Settings:
     database_dsn: str
     database_max_open_conns: int
     read_connections: int
+    host_registry: str
     host_registry_file: str
     session_state_file: str
     default_page_size: int
@@ -177,6 +178,8 @@ class Settings:
     escrow_hkdf_salt: str
     escrow_vault_map: Mapping[str, str]
     escrow_command: str
+    escrow_namespace: str
+    escrow_rotate_after_reveal: bool
     escrow_command_env: tuple[str, ...]
     breakglass_rotate_before: datetime | None
 
