@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from identree import __version__
 
@@ -17,7 +16,9 @@ usage: identree COMMAND
 
   serve                  run the server (the same as: twistd -n identree)
   check-config           show every setting with its source, and all mistakes at once
-  audit verify FILE...   check the hash chain of audit logs; names the first bad record
+  audit verify FILE...   check hash chains and checkpoints of audit logs and exports; names the first bad record
+  audit export           print the records of a span of time (--from, --to)
+  audit parked           list the records that a sink would not take
   directory check        ask the running directory what sssd asks; show what came and how long it took
   directory show NAME    explain a person or a group: ids, groups, keys, every sudo rule and why
   certificates reset HOST
@@ -105,12 +106,9 @@ def _check_config(arguments: list[str]) -> int:
 
 
 def _audit(arguments: list[str]) -> int:
-    from identree.sinks.verify import verify
+    from identree.auditcli import main as audit
 
-    if len(arguments) < 2 or arguments[0] != "verify":
-        print("usage: identree audit verify FILE...", file=sys.stderr)
-        return 2
-    return verify([Path(name) for name in arguments[1:]], sys.stdout)
+    return audit(arguments)
 
 
 def _directory(arguments: list[str]) -> int:

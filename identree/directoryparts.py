@@ -42,6 +42,7 @@ from identree.app.publication import Publication
 from identree.app.refresh import Refresh
 from identree.app.slices import sliced
 from identree.app.sudorules import SudoRules
+from identree.app.trail import Trail
 from identree.app.uidmapfile import UidMapFile
 from identree.clients.http import build_http_client, build_pool
 from identree.clients.pocketid import PARALLEL, PocketID
@@ -88,6 +89,7 @@ class Surroundings:
     now: Now
     monotonic: Monotonic
     in_thread: InThread
+    trail: Trail
 
     @property
     def clock(self) -> IReactorTime:
@@ -463,6 +465,7 @@ def _listeners(around: Surroundings, trust: Trust, directory: Directory, filler:
             monotonic=around.monotonic,
             journal=around.journal,
             metrics=around.metrics,
+            trail=around.trail,
         ),
         registry=around.registry,
         view=_views(around) if settings.ldap_host_views else lambda hostname: None,

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import IO
 
 from twisted.logger import (
@@ -23,9 +23,14 @@ from twisted.logger import (
 )
 from zope.interface import implementer
 
+from identree.core import durations
+from identree.core.requests import current
+
 _LEVELS = {"debug": "DEBUG", "info": "INFO", "warn": "WARN", "error": "ERROR", "critical": "ERROR"}
 _THRESHOLDS = {"debug": "debug", "info": "info", "warn": "warn", "warning": "warn", "error": "error"}
+# Most values, found with one look; and what makes a printable value need quotes: these, or that there is nothing.
 _PLAIN = re.compile(r"[!#-<>-~]+", re.ASCII)
+_SPECIAL = re.compile(r'[ ="]|\A\Z')
 # A single line never grows beyond this; what is longer was not meant for a log.
 LONGEST_VALUE_CHARACTERS = 8192
 
@@ -90,15 +95,23 @@ def _fields(event: LogEvent) -> dict[str, str]:
     for name, value in event.get("attributes", {}).items():
         fields[name] = _text(value)
     failure = event.get("log_failure")
-    if failure is not None:
+    if failure is not None and "stack" not in fields:
         fields["err"] = f"{failure.type.__name__}: {failure.getErrorMessage()}"
         fields["stack"] = failure.getTraceback()
+    request_id = current.get()
+    if request_id:
+        fields.setdefault("request_id", request_id)
     return {name: value[:LONGEST_VALUE_CHARACTERS] for name, value in fields.items()}
 
 
 def _text(value: object) -> str:
+    """As the contract has it: lists as ``[a b]``, durations as ``1m30s``, truth as ``true``."""
     if isinstance(value, list | tuple):
-        return "[" + " ".join(map(str, value)) + "]"
+        return "[" + " ".join(map(_text, value)) + "]"
+    if isinstance(value, timedelta):
+        return durations.render(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return str(value)
 
 
@@ -107,8 +120,10 @@ def _logfmt_line(fields: dict[str, str]) -> str:
 
 
 def _quoted(value: str) -> str:
-    """Quoted with backslash escapes where it would not read back as one word."""
-    return value if _PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=not value.isprintable())
+    """Quoted with backslash escapes where it would not read back as one word; letters of any script are no reason."""
+    if _PLAIN.fullmatch(value) or (value.isprintable() and not _SPECIAL.search(value)):
+        return value
+    return json.dumps(value, ensure_ascii=not value.isprintable())
 
 
 def _json_line(fields: dict[str, str]) -> str:

@@ -13,9 +13,9 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,19 +35,31 @@ from identree import __version__
 from identree.app.challenges import Challenges
 from identree.app.decisions import Decisions
 from identree.app.development import Development
-from identree.app.health import Check, Health, Unwell
+from identree.app.health import LOOK_SECONDS, Check, Health, OneAtATime, Unwell, audit_check
 from identree.app.hosts import Hosts
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
 from identree.app.people import SESSION_LIFE, People
 from identree.app.rules import ClientDefaults, Rules
 from identree.app.statefiles import BadStateFile, StateFile
+from identree.app.trail import Trail
 from identree.app.waiters import Waiters
+from identree.auditparts import (
+    Around,
+    CheckpointSigner,
+    LogKeeper,
+    LogState,
+    Sinks,
+    announce,
+    network_sinks,
+    open_log,
+    recent_events,
+    sink_names,
+)
 from identree.clients.http import build_http_client
 from identree.clients.oidc import OIDCProvider
 from identree.clients.vault import RENEW_LOOK_SECONDS
 from identree.core import tokens
-from identree.core.audit import Sealed
 from identree.core.errors import SchemaTooNew, StorageUnavailable
 from identree.core.hosts import HostRegistry
 from identree.core.limits import FailureThrottle, SlidingWindow
@@ -71,11 +83,12 @@ from identree.listening import listener, remedy, web_tls
 from identree.serverlog import keep_standard_streams, observer
 from identree.settings.load import SettingsError, load, no_files
 from identree.settings.values import Settings
-from identree.sinks.jsonl import JsonLog, SinkError, parse_target
-from identree.storage.opening import open_store
+from identree.sinks.jsonl import SinkError
+from identree.storage.opening import SQLITE_NAMES, open_store
 from identree.storage.operations import Retention
 from identree.storage.store import SqlStore
 from identree.web.directory import ADMIN_PAGES
+from identree.web.operations import waiting_for_threads
 from identree.web.reading import Credentials
 from identree.web.render import Renderer
 from identree.web.root import build_site
@@ -85,6 +98,10 @@ T = TypeVar("T")
 SWEEP_SECONDS = 10.0
 STATE_FILE_SECONDS = 5.0
 LAG_SECONDS = 0.25
+# How often the audit log is flushed to the disk, where the settings want that apart from writing.
+SYNC_SECONDS = 1.0
+# How often it is told how many records were left out of a burst of failures.
+TRAIL_SECONDS = 60.0
 REGISTRY_BYTES = 16 << 20
 POLICY_BYTES = 4 << 20
 # A sweep takes at most this many bounded batches, then lets others work.
@@ -146,7 +163,7 @@ def makeService(options: Options) -> IService:
     except (BadStateFile, ValueError) as problem:
         # too late for a usage error: twistd shows those of its options only, all others with a traceback
         raise SystemExit(f"identree: {problem}") from problem
-    answer_hangup(reactor, terminal=os.isatty(0))
+    answer_hangup(reactor, terminal=os.isatty(0), reopen=root.reopen)
     root.started.addCallback(lambda _: settle_memory())
     Keeper("garbage", COLLECT_SECONDS, Collector(time.monotonic), reactor).setServiceParent(root)
     return root
@@ -191,19 +208,22 @@ def steady_timers(reactor: Any, monotonic: Callable[[], float] = time.monotonic)
         reactor.seconds = monotonic
 
 
-def answer_hangup(reactor: Any, *, terminal: bool) -> None:
+def answer_hangup(reactor: Any, *, terminal: bool, reopen: Callable[[], None]) -> None:
     """
     A SIGHUP, which log rotation and reload commands send, must not end the server in the middle of a request, as it
     would by default. Where a terminal is, it means that the terminal has gone: then the server stops in order.
     What ignores the signal already (``nohup``) goes on ignoring it.
+
+    :param reopen: opens the audit log anew, for who rotates it.
     """
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
         return
 
     def say() -> None:
         Logger(namespace="identree").info(
-            "SIGHUP: registry and policies are followed anyway; for other settings restart identree"
+            "SIGHUP: the audit log is opened anew; registry and policies are followed anyway; for the rest restart"
         )
+        reopen()
 
     work = reactor.stop if terminal else say
     signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(work))
@@ -229,6 +249,7 @@ class Keeper(Service):
         self._loop = LoopingCall(self._tick)
         self._loop.clock = clock
         self._running: Deferred[object] | None = None
+        self._said = ""
 
     def startService(self) -> None:
         super().startService()
@@ -248,8 +269,16 @@ class Keeper(Service):
         self._running = over
 
         def done(result: object) -> None:
+            said = ""
             if isinstance(result, Failure):
-                self._log.failure("{name}: this round failed", result, name=self.name)
+                if result.check(StorageUnavailable):
+                    # while a disk is full or the database is away every round ends so: it is said once, and is no bug
+                    said = result.getErrorMessage()
+                    if said != self._said:
+                        self._log.warn("{name}: this round failed: {why}", name=self.name, why=said)
+                else:
+                    self._log.failure("{name}: this round failed", result, name=self.name)
+            self._said = said
             self._running = None
             over.callback(None)
 
@@ -291,6 +320,8 @@ class Identree(MultiService):
     :param listeners: services that accept connections, started when everything behind them is ready.
     :param prepare: what must be known before anything runs; its ``ValueError`` stops the process.
     :param drain: ends what is under way before the listeners' connections are dropped.
+    :param reopen: opens the audit log anew.
+    :param finish: after everything else, the store too, has ended.
     """
 
     _log = Logger()
@@ -304,8 +335,12 @@ class Identree(MultiService):
         prepare: Callable[[], Awaitable[None]],
         drain: Callable[[], Awaitable[None]],
         give_up: Callable[[str], None],
+        reopen: Callable[[], None] = lambda: None,
+        finish: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         super().__init__()
+        self.reopen = reopen
+        self._finish = finish
         self.store = store
         self._reactor = reactor
         self._listeners = listeners
@@ -349,6 +384,8 @@ class Identree(MultiService):
             await self._drain()
             await maybeDeferred(super().stopService)
         await self.store.stop()
+        if self._finish is not None:
+            await self._finish()
         return None
 
 
@@ -367,8 +404,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
     directory_connections = settings.ldap_max_connections if settings.ldap_enabled else 0
     _allow_connections(settings.max_waiters + settings.max_streams + directory_connections + SPARE_FILES, log)
     journal = Journal()
-    sinks = ("jsonlog",) if settings.audit_log else ()
-    metrics = Metrics(CollectorRegistry(), __version__, sinks)
+    metrics = Metrics(CollectorRegistry(), __version__, sink_names(settings))
     monotonic = time.monotonic
     reactor.suggestThreadPoolSize(THREADS)
 
@@ -395,15 +431,20 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         in_thread,
     )
     _registry_read(log, metrics, registry())
+    journal.info("POLICY engine loaded", policies=len(policies()))
     rules = rules_of(settings)
 
+    audit_log, log_state = open_log(settings, metrics), LogState(journal, metrics)
+    announce(settings, journal)
     store = open_store(
         reactor,
         driver=settings.database_driver,
         dsn=settings.database_dsn,
         version=__version__,
         instance=_instance(settings),
-        log=_audit_log(settings, metrics),
+        log=audit_log,
+        sinks=network_sinks(settings),
+        recent_events=recent_events(settings),
         max_open_conns=settings.database_max_open_conns,
         readers=settings.read_connections,
         retention=Retention(
@@ -412,13 +453,30 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
             most_events=settings.audit_retention_rows,
         ),
         genuine=partial(tokens.grace_valid, keys.grace),
-        on_log_failure=partial(_log_failed, log, metrics),
-        on_log_recovery=partial(log.info, "AUDIT sink works again", sink="jsonlog"),
+        on_log_failure=log_state.failed,
+        on_log_recovery=log_state.works,
         on_lost=partial(_events_lost, log, metrics),
         monotonic=monotonic,
         wall=lambda: now().timestamp(),
+        observe=metrics.database_answered,
     )
 
+    log_keeper = LogKeeper(audit_log, log_state, store.log_thread, in_thread) if audit_log else None
+    sinks = Sinks(
+        Around(
+            settings=settings,
+            reactor=reactor,
+            metrics=metrics,
+            now=now,
+            monotonic=monotonic,
+            wall_ns=time.time_ns,
+            in_thread=in_thread,
+        ),
+        store,
+        adopts=settings.database_driver.strip().lower() not in SQLITE_NAMES,
+    )
+
+    trail = Trail(store=store, now=now, monotonic=monotonic)
     throttle = FailureThrottle()
     hosts = Hosts(
         shared_secret=settings.shared_secret.encode(),
@@ -428,6 +486,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         journal=journal,
         metrics=metrics,
         certificate_required=settings.mtls_enabled,
+        trail=trail,
     )
     waiters = Waiters(reactor, rules.max_waiters)
     store.subscribe(waiters.heard)
@@ -453,6 +512,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         now=now,
         journal=journal,
         metrics=metrics,
+        trail=trail,
     )
     provider = OIDCProvider(
         http=build_http_client(reactor, settings.oidc_insecure_skip_verify),
@@ -481,6 +541,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         form_limit=SlidingWindow(30, 60),
         journal=journal,
         metrics=metrics,
+        trail=trail,
     )
     around = Surroundings(
         settings=settings,
@@ -492,14 +553,16 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         now=now,
         monotonic=monotonic,
         in_thread=in_thread,
+        trail=trail,
     )
     trust = build_trust(around)
     https = web_tls(settings, trust.authority, in_thread=in_thread, now=now, monotonic=monotonic)
     directory = build_directory(around, trust) if settings.ldap_enabled else None
+    disk_thread = OneAtATime(in_thread)
     checks = [
         Check(
             name="disk",
-            probe=lambda: _disk(store, settings.audit_log, settings.session_state_file, in_thread),
+            probe=lambda: _disk(store, settings.audit_log, settings.session_state_file, disk_thread),
             failure="not_writable",
             critical=True,
             fresh_seconds=10,
@@ -533,11 +596,24 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
             if trust.authority
             else []
         ),
+        *([audit_check(lambda: sinks.lagging)] if network_sinks(settings) else ()),
     ]
     credentials = Credentials()
     if trust.authority is not None and https is not None:
         credentials = Credentials(peer_name, hosts.certified, https.spoiled)
     renderer = Renderer(rules=lambda: rules, now=now, admin_pages=ADMIN_PAGES if settings.ldap_enabled else ())
+    metrics.audit_buffer_limit.set(settings.audit_buffer_size)
+    health = Health(checks, reactor, monotonic, metrics.health_checked)
+
+    def measure() -> None:
+        outstanding, limit = store.outstanding
+        metrics.database_outstanding.set(outstanding)
+        metrics.database_outstanding_limit.set(limit)
+        metrics.threads_waiting.set(waiting_for_threads(reactor.getThreadPool()))
+        for name, tls in (("https", https), ("ldaps", trust.ldap_tls)):
+            if tls is not None:
+                metrics.certificate_ends(name, (tls.ends_at - now()).total_seconds())
+
     front = build_site(
         reactor=reactor,
         settings=settings,
@@ -547,7 +623,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         people=people,
         store=store,
         waiters=waiters,
-        health=Health(checks, reactor, monotonic),
+        health=health,
         metrics=metrics,
         renderer=renderer,
         rules=lambda: rules,
@@ -559,6 +635,9 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         provisioning=build_provisioning(around, trust, hosts, throttle),
         directory=directory.desk if directory else None,
         refresh_wanted=directory.notify if directory else lambda: None,
+        measure=(measure, sinks.measure),
+        in_thread=in_thread,
+        trail=trail,
     )
 
     listeners = MultiService()
@@ -573,27 +652,45 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         until = monotonic() + settings.shutdown_timeout.total_seconds()
         while front.busy() and monotonic() < until:
             await deferLater(reactor, 0.05, lambda: None)
+        await trail.summarise(timedelta(0))
 
     def exit_with_failure(problem: str) -> None:
         # the log has the problem; twistd reports success unless the process ends otherwise
         reactor.addSystemEventTrigger("after", "shutdown", lambda: os._exit(1))
         reactor.callLater(0, reactor.stop)
 
+    async def prepare() -> None:
+        await trust.check()
+        await health.prime()
+
     root = Identree(
         store=store,
         reactor=reactor,
         listeners=listeners,
-        prepare=trust.check,
+        prepare=prepare,
         drain=drain,
         give_up=give_up or exit_with_failure,
+        reopen=log_keeper.reopen if log_keeper else lambda: None,
+        finish=log_keeper.finish if log_keeper else None,
     )
+    if log_keeper is not None and settings.audit_log_fsync == "interval":
+        Keeper("audit log", SYNC_SECONDS, log_keeper.sync, reactor).setServiceParent(root)
     if directory is not None:
         directory.settler.setServiceParent(root)
         directory.filler.setServiceParent(root)
         Keeper("former administrators", DEMOTE_AGAIN_SECONDS, directory.demotions.again, reactor).setServiceParent(root)
+    sinks.setServiceParent(root)
     if settings.oidc_issuer_url:
         provider.setServiceParent(root)
     Lag(metrics, reactor, monotonic).setServiceParent(root)
+    Keeper("health", LOOK_SECONDS, health.look, reactor).setServiceParent(root)
+    if sink_names(settings):
+        signer = CheckpointSigner(store, settings, metrics, now, in_thread)
+        signer.setServiceParent(root)
+        Keeper(
+            "checkpoints", settings.audit_checkpoint_interval.total_seconds(), signer.sign, reactor, at_once=True
+        ).setServiceParent(root)
+    Keeper("audit trail", TRAIL_SECONDS, trail.summarise, reactor).setServiceParent(root)
     Keeper("sweep", SWEEP_SECONDS, partial(_sweep, challenges, store, now), reactor).setServiceParent(root)
 
     async def follow_files() -> None:
@@ -601,6 +698,9 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
             _registry_read(log, metrics, registry())
             if directory is not None:
                 directory.registry_changed()
+            if trust.authority is not None:
+                # a removed host's certificate is nobody's concern any more
+                await trust.certificates.measure()
         await policies.refresh()
 
     Keeper("state files", STATE_FILE_SECONDS, follow_files, reactor).setServiceParent(root)
@@ -685,7 +785,7 @@ def run_demo(options: DemoOptions) -> int:
         root.started.addCallback(lambda _: print(_demo_text(settings, client_conf, options.agent), flush=True))
         any_reactor.addSystemEventTrigger("before", "shutdown", stop)
         any_reactor.callWhenRunning(root.startService)
-        answer_hangup(any_reactor, terminal=True)
+        answer_hangup(any_reactor, terminal=True, reopen=root.reopen)
         any_reactor.run()
         return status[0] if status else 0
 
@@ -740,35 +840,6 @@ def rules_of(settings: Settings) -> Rules:
     )
 
 
-class CountedLog:
-    """The JSON log, with each record that it has counted as emitted."""
-
-    def __init__(self, log: JsonLog, metrics: Metrics) -> None:
-        self._log = log
-        self._emitted = metrics.audit.labels("jsonlog", "emitted")
-
-    def write(self, records: Sequence[Sealed]) -> None:
-        self._log.write(records)
-        self._emitted.inc(len(records))
-
-    def last_seq(self, instance: str) -> int | None:
-        return self._log.last_seq(instance)
-
-
-def _audit_log(settings: Settings, metrics: Metrics) -> CountedLog | None:
-    target = parse_target(settings.audit_log)
-    if target is None:
-        return None
-    log = JsonLog(target, max_bytes=settings.audit_log_max_size, max_files=settings.audit_log_max_files)
-    log.open()
-    return CountedLog(log, metrics)
-
-
-def _log_failed(log: Logger, metrics: Metrics, problem: Exception) -> None:
-    metrics.audit.labels("jsonlog", "failed").inc()
-    log.error("AUDIT sink error", sink="jsonlog", attributes={"sink": "jsonlog", "err": str(problem)})
-
-
 def _events_lost(log: Logger, metrics: Metrics, sink: str, count: int) -> None:
     metrics.audit.labels(sink, "dropped").inc(count)
     log.error("AUDIT retention cut off {count} events that {sink} had not got", count=count, sink=sink)
@@ -793,7 +864,7 @@ def _instance(settings: Settings) -> str:
     """
     The identity of this process's audit chain. Replicas share a database, so each keeps its own in its state directory.
     """
-    if settings.database_driver.strip().lower() in ("sqlite", "sqlite3", ""):
+    if settings.database_driver.strip().lower() in SQLITE_NAMES:
         return ""
     path = Path(settings.session_state_file).parent / "identree-instance"
     try:
@@ -817,9 +888,6 @@ def _instance(settings: Settings) -> str:
 def _say_what_is_missing(settings: Settings, log: Logger) -> None:
     """A setting of a feature that this version does not have must not be believed to work."""
     absent = {
-        "the syslog sink": settings.audit_syslog_url,
-        "the Splunk sink": settings.audit_splunk_hec_url,
-        "the Loki sink": settings.audit_loki_url,
         "break-glass escrow": settings.escrow_backend or settings.escrow_command,
         "notifications": os.path.exists(settings.notification_config_file),
         "the history export": settings.api_keys,

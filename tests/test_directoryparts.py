@@ -23,6 +23,7 @@ from identree.app.journal import Journal
 from identree.app.metrics import Metrics
 from identree.app.refresh import Refresh
 from identree.app.statefiles import BadStateFile
+from identree.app.trail import Trail
 from identree.core.hosts import HostRegistry
 from identree.directoryparts import (
     LISTEN_AGAIN_SECONDS,
@@ -237,6 +238,7 @@ class Case(SynchronousTestCase):
             now=lambda: datetime(2026, 5, 6, tzinfo=UTC),
             monotonic=self.reactor.seconds,
             in_thread=lambda function: succeed(function()),
+            trail=Trail(store=self.store, now=lambda: datetime(2026, 5, 6, tzinfo=UTC), monotonic=self.reactor.seconds),
         )
 
     def built(self, **more: str) -> DirectoryParts:

@@ -95,7 +95,7 @@ class AbsentFeatureTests(SynchronousTestCase):
         directory = Directory(self)
         (directory.path / "channels.json").write_text("{}")
         wanted = {
-            "IDENTREE_AUDIT_SYSLOG_URL": "tcp://127.0.0.1:601",
+            "IDENTREE_API_KEYS": "k" * 32,
             "IDENTREE_NOTIFICATION_CONFIG_FILE": str(directory.path / "channels.json"),
         }
         absent = str(directory.path / "none.json")

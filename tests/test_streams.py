@@ -45,7 +45,7 @@ class HangupTests(unittest.TestCase):
             "import os, signal\nfrom twisted.internet import reactor\nfrom identree.service import answer_hangup\n"
             # the tests themselves may have been started so that they outlive their terminal
             "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
-            f"{before}\nanswer_hangup(reactor, terminal={terminal})\n"
+            f"{before}\nanswer_hangup(reactor, terminal={terminal}, reopen=lambda: print('reopened', flush=True))\n"
             "reactor.callWhenRunning(os.kill, os.getpid(), signal.SIGHUP)\n"
             "reactor.callLater(1, lambda: (print('lives', flush=True), reactor.stop()))\n"
             "reactor.run()\nprint('ended')"
@@ -54,8 +54,8 @@ class HangupTests(unittest.TestCase):
         return done.stdout
 
     def test_server(self) -> None:
-        """What a service manager or log rotation sends ends nothing."""
-        self.assertEqual(self.outcome(terminal=False), "lives\nended\n")
+        """What a service manager or log rotation sends ends nothing, and opens the audit log anew."""
+        self.assertEqual(self.outcome(terminal=False), "reopened\nlives\nended\n")
 
     def test_terminal_gone(self) -> None:
         """When its terminal goes the server ends in order."""

@@ -15,9 +15,11 @@ from hashlib import sha256
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
 from identree.app.ports import Monotonic
+from identree.app.trail import Trail
 from identree.core import names
 from identree.core.addresses import throttle_key
 from identree.core.errors import Invalid
+from identree.core.events import LdapBindFailed
 from identree.core.hosts import HostRegistry
 from identree.core.limits import FailureThrottle, SlidingWindow
 from identree.core.names import normalised_hostname
@@ -35,6 +37,9 @@ PROVEN_SECONDS = 3600
 PROVEN_ADDRESSES = 50_000
 # Of a stranger's DN, in characters; the longest host DN of ours is hardly longer.
 SHOWN_CHARACTERS = 256
+# A stranger's DN that is longer is not taken apart to name him, in characters: each throttled bind would cost up to
+# 9 ms. The longest of ours is about 800.
+NAMED_CHARACTERS = 1024
 
 
 class BindCode(IntEnum):
@@ -105,6 +110,7 @@ class Binds:
     :param provisioning: whether hosts bind as themselves at all; read at each bind and operation.
     :param anonymous: whether searches need no bind; read likewise.
     :param by_address, by_dn: failed binds.
+    :param trail: gets the audit records of failed binds; None: there are none.
     """
 
     def __init__(
@@ -122,6 +128,7 @@ class Binds:
         monotonic: Monotonic,
         journal: Journal,
         metrics: Metrics,
+        trail: Trail | None = None,
     ) -> None:
         self._service_dn = service_dn
         self._service_normal = _normal(service_dn)
@@ -134,6 +141,7 @@ class Binds:
         self._monotonic = monotonic
         self._journal = journal
         self._metrics = metrics
+        self._trail = trail
         self._lines = SlidingWindow(REFUSAL_LINES, REFUSAL_LINES_SECONDS)
         # one occasion within the time is what makes an address a proven one
         self._proven = SlidingWindow(1, PROVEN_SECONDS, PROVEN_ADDRESSES)
@@ -181,7 +189,7 @@ class Binds:
         if self._is_service(dn):
             address, now = throttle_key(peer.address), self._monotonic()
             if self._by_address.retry_after(address, now) and self._proven.allowed(address, now):
-                return self._throttled()
+                return self._throttled(dn, peer)
             # compared in any case, also with the empty password of an unauthenticated bind, which is never right
             if same(password, self._service_password) and password:
                 self._proven.record(address, now)
@@ -243,6 +251,7 @@ class Binds:
             return Outcome(code=BindCode.UNWILLING_TO_PERFORM)
         if not self._anonymous():
             self._line("anonymous", "not allowed", peer)
+            self._note("anonymous: not allowed", "", peer)
             return Outcome(code=BindCode.INSUFFICIENT_ACCESS_RIGHTS)
         self._journal.info("LDAP_BIND_OK anonymous", conn=peer.connection)
         return Outcome(code=BindCode.SUCCESS)
@@ -263,17 +272,25 @@ class Binds:
         now = self._monotonic()
         address, name = throttle_key(peer.address), _throttled_name(dn)
         if self._by_address.retry_after(address, now) or self._by_dn.retry_after(name, now):
-            return self._throttled()
+            return self._throttled(dn, peer)
         self._metrics.ldap_bind_failures.inc()
         self._by_address.failed(address, now)
         self._by_dn.failed(name, now)
         self._line(kind, reason, peer, **shown)
+        self._note(f"{kind}: {reason}", dn, peer, str(shown.get("hostname", "")))
         return Outcome(code=BindCode.INVALID_CREDENTIALS)
 
-    def _throttled(self) -> Outcome:
+    def _throttled(self, dn: str, peer: Peer) -> Outcome:
+        self._note("too many failures", dn, peer)
         self._metrics.ldap_bind_failures.inc()
         self._metrics.ldap_throttled.inc()
         return Outcome(code=BindCode.BUSY, throttled=True)
+
+    def _note(self, reason: str, dn: str, peer: Peer, hostname: str = "") -> None:
+        if self._trail is not None:
+            self._trail.note(
+                LdapBindFailed, username=_rdn_value(dn), hostname=hostname, reason=reason, remote_addr=peer.address
+            )
 
     def _line(self, kind: str, reason: str, peer: Peer, /, **shown: object) -> None:
         address, now = throttle_key(peer.address), self._monotonic()
@@ -295,6 +312,14 @@ def _normal(dn: str) -> str:
 def _throttled_name(dn: str) -> str:
     """A key of constant length, whatever a stranger sends."""
     return sha256((_normal(dn) or dn.lower()).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _rdn_value(dn: str) -> str:
+    """What the first part of the DN says; empty for text that is no DN, or too long for one of ours."""
+    try:
+        return "" if len(dn) > NAMED_CHARACTERS else parse(dn).rdn[0][1]
+    except (ValueError, IndexError):
+        return ""
 
 
 def _shown(text: str) -> str:

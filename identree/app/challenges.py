@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from twisted.internet.defer import Deferred
 
-from identree.app.hosts import Credential, Hosts
+from identree.app.hosts import GRACE_STATUS, Credential, Hosts
 from identree.app.journal import Journal, short
 from identree.app.metrics import Metrics
 from identree.app.ports import Now
@@ -260,7 +260,7 @@ class Challenges:
         :raise Unauthorized: bad credential, counted.
         :raise HostnameMismatch: the credential is another host's.
         """
-        self._hosts.authenticate(credential, address, "GET /api/grace-status")
+        self._hosts.authenticate(credential, address, GRACE_STATUS)
         self._hosts.speaks_for(credential, hostname, address)
         now = self._now()
         return GraceStatus(

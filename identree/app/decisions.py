@@ -16,17 +16,20 @@ from identree.app.metrics import Metrics
 from identree.app.people import Caller
 from identree.app.ports import Now
 from identree.app.rules import Rules
+from identree.app.trail import Trail
 from identree.core import challenge as moves
 from identree.core import durations, events, tokens
 from identree.core.challenge import UNKNOWN_HOST, Challenge, GraceSession, HistoryEntry, Live, Status, Step
 from identree.core.errors import (
     AdminRequired,
     AlreadyResolved,
+    DuplicateApproval,
     FreshLoginRequired,
     JustificationRequired,
     NotFound,
     OutsideWindow,
     Refused,
+    Superseded,
 )
 from identree.core.policy import Policies
 from identree.storage.interface import GraceChange, Store
@@ -53,6 +56,8 @@ class Outcome:
 
 
 class Decisions:
+    """:param trail: gets the audit records of approvals that a rule refused; None: there are none."""
+
     def __init__(
         self,
         *,
@@ -64,6 +69,7 @@ class Decisions:
         now: Now,
         journal: Journal,
         metrics: Metrics,
+        trail: Trail | None = None,
     ) -> None:
         self._store = store
         self._hosts = hosts
@@ -73,6 +79,7 @@ class Decisions:
         self._now = now
         self._journal = journal
         self._metrics = metrics
+        self._trail = trail
 
     # -- looking ------------------------------------------------------------------------------------------------------
     async def by_code(self, caller: Caller, user_code: str) -> Challenge:
@@ -133,18 +140,9 @@ class Decisions:
         :raise DuplicateApproval: the caller is already counted.
         :raise Superseded: the owner's sessions were revoked after the challenge was created.
         """
-        now = self._now()
-        last_login = await self._store.last_login(caller.username)
-        try:
-            step = await self._store.decide(
-                id, lambda c, revoked_at: self._approval(caller, c, revoked_at, last_login, now, reason, address)
-            )
-        except (OutsideWindow, FreshLoginRequired) as refusal:
-            await self._log_refusal(caller, id, refusal)
-            raise
-        self._metrics.happened(step)
-        challenge = step.challenge
-        if step.resolved:
+        outcome = await self._approve(caller, id, reason, address)
+        challenge = outcome.challenge
+        if outcome.complete:
             self._journal.info(
                 "BULK_APPROVED",
                 user=challenge.username,
@@ -164,7 +162,7 @@ class Decisions:
                 required=challenge.required_approvals,
                 remote_addr=address,
             )
-        return Outcome(challenge=challenge, grace_until=step.grace.expires_at if step.grace else None)
+        return outcome
 
     async def approve_all(self, caller: Caller, *, address: str = "") -> list[Outcome]:
         """
@@ -174,13 +172,44 @@ class Decisions:
         outcomes = []
         for challenge in await self._store.pending_challenges(caller.username, self._now(), BULK_LIMIT):
             try:
-                outcomes.append(await self.approve(caller, challenge.id, address=address))
+                outcome = await self._approve(caller, challenge.id, "", address)
             except Refused:
                 continue
+            outcomes.append(outcome)
+            approver = {} if outcome.complete else {"approver": caller.username}
+            self._journal.info(
+                "BULK_APPROVE_ALL" if outcome.complete else "BULK_APPROVE_ALL_PARTIAL",
+                user=challenge.username,
+                host=challenge.shown_host,
+                challenge=short(challenge.id),
+                **approver,
+                remote_addr=address,
+            )
         return outcomes
+
+    async def _approve(self, caller: Caller, id: str, reason: str, address: str) -> Outcome:
+        now = self._now()
+        last_login = await self._store.last_login(caller.username)
+        seen: list[Challenge] = []
+
+        def change(challenge: Challenge, revoked_at: datetime | None) -> Step:
+            seen.append(challenge)
+            return self._approval(caller, challenge, revoked_at, last_login, now, reason, address)
+
+        try:
+            step = await self._store.decide(id, change)
+        except Refused as refusal:
+            if seen:
+                self._tell_refusal(caller, seen[-1], refusal, address)
+            raise
+        self._metrics.happened(step)
+        return Outcome(challenge=step.challenge, grace_until=step.grace.expires_at if step.grace else None)
 
     async def reject(self, caller: Caller, id: str, *, reason: str = "", address: str = "") -> Outcome:
         """:raise NotFound: unknown, not pending, or not the caller's to see."""
+        return await self._reject("REJECTED", caller, id, reason, address)
+
+    async def _reject(self, marker: str, caller: Caller, id: str, reason: str, address: str) -> Outcome:
         now = self._now()
 
         def change(challenge: Challenge, revoked_at: datetime | None) -> Step:
@@ -190,7 +219,7 @@ class Decisions:
         step = await self._store.decide(id, change)
         self._metrics.happened(step)
         self._journal.info(
-            "REJECTED",
+            marker,
             user=step.challenge.username,
             host=step.challenge.shown_host,
             challenge=short(id),
@@ -204,7 +233,7 @@ class Decisions:
         outcomes = []
         for challenge in await self._store.pending_challenges(caller.username, self._now(), BULK_LIMIT):
             try:
-                outcomes.append(await self.reject(caller, challenge.id, reason=reason, address=address))
+                outcomes.append(await self._reject("BULK_REJECT_ALL", caller, challenge.id, reason, address))
             except Refused:
                 continue
         return outcomes
@@ -250,29 +279,46 @@ class Decisions:
 
     async def revoke_all(self, caller: Caller, *, owner: str = "", address: str = "") -> int:
         """
-        End all grace sessions of one person; of everybody when an admin names nobody.
+        End all grace sessions of one person; of everybody when an admin names nobody. One event if there was any, that
+        commits with the first person's.
 
         :returns: how many there were.
         """
         now = self._now()
-        if owner or not caller.is_admin:
-            owners = [self._owner(caller, owner)]
-        else:
-            owners = sorted({row.username for row in await self._store.grace_sessions(None, now)})
+        everybody = caller.is_admin and not owner
+        subject = "" if everybody else self._owner(caller, owner)
+        event = events.SessionsRevokedBulk(at=now, username=subject, actor=caller.username, remote_addr=address)
+        untold: tuple[events.SessionsRevokedBulk, ...] = (event,)
+        done: set[str] = set()
         total = 0
-        for name in owners:
-            total += await self._revoke_all_of(caller, name, now, address)
-        return total
+        while True:
+            # a page of sessions at a time: those of a page are gone when the next one is read
+            owners = {row.username for row in await self._store.grace_sessions(None, now)} if everybody else {subject}
+            if owners <= done:
+                return total
+            for name in sorted(owners - done):
+                revoked = await self._revoke_all_of(caller, name, now, address, untold)
+                if revoked:
+                    untold = ()
+                total += revoked
+            done |= owners
 
-    async def _revoke_all_of(self, caller: Caller, owner: str, now: datetime, address: str) -> int:
+    async def _revoke_all_of(
+        self,
+        caller: Caller,
+        owner: str,
+        now: datetime,
+        address: str,
+        told: tuple[events.SessionsRevokedBulk, ...],
+    ) -> int:
+        """:param told: events that commit with it, if there was a session."""
+
         def describe(hostnames: Sequence[str]) -> GraceChange:
             if not hostnames:
                 return GraceChange(session=None)
             return GraceChange(
                 session=None,
-                events=(
-                    events.SessionsRevokedBulk(at=now, username=owner, actor=caller.username, remote_addr=address),
-                ),
+                events=told,
                 history=tuple(
                     HistoryEntry(
                         at=now,
@@ -302,7 +348,16 @@ class Decisions:
         """
         owner = self._owner(caller, owner)
         told = self._extended(caller, owner, hostname or UNKNOWN_HOST, address)
-        return await self._extend(caller, owner, hostname, seconds, address, (told,))
+        session = await self._extend(caller, owner, hostname, seconds, (told,))
+        remaining = timedelta(seconds=session.remaining_seconds(self._now().replace(microsecond=0)))
+        self._journal.info(
+            "EXTENDED",
+            user=owner,
+            host=session.shown_host,
+            remaining=durations.render(remaining),
+            remote_addr=address,
+        )
+        return session
 
     def _extended(self, caller: Caller, owner: str, shown: str, address: str) -> events.SessionExtended:
         now = self._now().replace(microsecond=0)
@@ -316,7 +371,6 @@ class Decisions:
         owner: str,
         hostname: str,
         seconds: int | None,
-        address: str,
         told: tuple[events.SessionExtended, ...],
     ) -> GraceSession:
         """:param told: events that commit with it."""
@@ -345,13 +399,6 @@ class Decisions:
 
         done = await self._store.change_grace(owner, hostname, change)
         assert done.session is not None
-        self._journal.info(
-            "EXTENDED",
-            user=owner,
-            host=hostname or UNKNOWN_HOST,
-            remaining=f"{done.session.remaining_seconds(now)}s",
-            remote_addr=address,
-        )
         return done.session
 
     async def extend_all(self, caller: Caller, *, owner: str = "", address: str = "") -> tuple[int, datetime]:
@@ -367,7 +414,7 @@ class Decisions:
         untold: tuple[events.SessionExtended, ...] = (self._extended(caller, owner, "", address),)
         for row in await self._store.grace_sessions(owner, now):
             try:
-                await self._extend(caller, owner, row.hostname, None, address, untold)
+                await self._extend(caller, owner, row.hostname, None, untold)
             except NotFound:
                 continue
             untold = ()
@@ -413,10 +460,8 @@ class Decisions:
             superseded=moves.superseded(challenge, revoked_at),
         )
 
-    async def _log_refusal(self, caller: Caller, id: str, refusal: OutsideWindow | FreshLoginRequired) -> None:
-        challenge = await self._store.challenge(id)
-        if challenge is None:
-            return
+    def _tell_refusal(self, caller: Caller, challenge: Challenge, refusal: Refused, address: str) -> None:
+        """Into the log what the contract has a line for, into the audit trail whatever a rule refused."""
         if isinstance(refusal, OutsideWindow):
             self._journal.warn(
                 "APPROVAL_REJECTED outside time window",
@@ -425,13 +470,24 @@ class Decisions:
                 policy=challenge.policy_name,
                 window=refusal.detail,
             )
-        else:
+        elif isinstance(refusal, FreshLoginRequired):
             self._journal.warn(
                 "APPROVAL_REJECTED stale OIDC auth",
                 approver=caller.username,
                 host=challenge.hostname,
                 policy=challenge.policy_name,
                 require_fresh=refusal.detail,
+            )
+        rule = _refusing_rule(caller, challenge, refusal)
+        if rule and self._trail is not None:
+            self._trail.note(
+                events.ApprovalRefused,
+                username=challenge.username,
+                hostname=challenge.shown_host,
+                code=challenge.user_code,
+                actor=caller.username,
+                reason=rule,
+                remote_addr=address,
             )
 
     def _grace(self, username: str, hostname: str, now: datetime) -> GraceSession | None:
@@ -454,6 +510,24 @@ class Decisions:
 
 def _visible(challenge: Challenge, caller: Caller) -> bool:
     return caller.is_admin or caller.username == challenge.username
+
+
+def _refusing_rule(caller: Caller, challenge: Challenge, refusal: Refused) -> str:
+    """Which rule refused an approval; empty where none did: it came too late, or its form lacked something."""
+    if not _visible(challenge, caller):
+        return "neither the own request nor an admin"
+    policy = f" (policy {challenge.policy_name})" if challenge.policy_name else ""
+    if isinstance(refusal, OutsideWindow):
+        return f"outside the time window {refusal.detail}{policy}"
+    if isinstance(refusal, FreshLoginRequired):
+        return f"no sign-in within {refusal.detail}{policy}"
+    if isinstance(refusal, AdminRequired):
+        return f"not an admin{policy}"
+    if isinstance(refusal, DuplicateApproval):
+        return f"already approved by the same person{policy}"
+    if isinstance(refusal, Superseded):
+        return "older than the last revocation of the owner's sessions"
+    return ""
 
 
 def _must_see(challenge: Challenge, caller: Caller, now: datetime) -> None:

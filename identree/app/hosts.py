@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
 from identree.app.ports import Monotonic
+from identree.app.trail import Trail
 from identree.core.addresses import throttle_key
 from identree.core.challenge import Challenge
 from identree.core.errors import CredentialMismatch, HostnameMismatch, NotListed, Throttled, Unauthorized
+from identree.core.events import AuthenticationFailed
 from identree.core.hosts import HostRegistry
 from identree.core.limits import FailureThrottle
 from identree.core.tokens import same
+
+# Where a host asks for a grace session: the contract has another log line for it than for the other paths.
+GRACE_STATUS = "GET /api/grace-status"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,7 @@ class Hosts:
     :param registry: the host registry as it is now.
     :param throttle: failed authentications per address.
     :param certificate_required: with mTLS on, only a client certificate opens a challenge.
+    :param trail: gets the audit records of failures; None: there are none.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class Hosts:
         journal: Journal,
         metrics: Metrics,
         certificate_required: bool = False,
+        trail: Trail | None = None,
     ) -> None:
         self._shared_secret = shared_secret
         self._registry = registry
@@ -62,6 +69,7 @@ class Hosts:
         self._journal = journal
         self._metrics = metrics
         self._certificate_required = certificate_required
+        self._trail = trail
 
     def is_global(self, credential: Credential) -> bool:
         return bool(self._shared_secret) and bool(credential.secret) and same(credential.secret, self._shared_secret)
@@ -90,6 +98,7 @@ class Hosts:
         """
         blocked_seconds = self._throttle.retry_after(throttle_key(address), self._monotonic())
         if blocked_seconds > 0 and not self.known(credential):
+            self.note_failure("too many failures", address)
             raise Throttled(blocked_seconds)
 
     def authenticate(self, credential: Credential, address: str, where: str) -> None:
@@ -98,7 +107,11 @@ class Hosts:
         :raise Unauthorized: none of the ways; counted against the address.
         """
         if not self.known(credential):
-            self._journal.warn("AUTH_FAILURE invalid shared secret", path=where, remote_addr=address)
+            if where == GRACE_STATUS:
+                self._journal.warn("AUTH_FAILURE grace-status invalid secret", remote_addr=address)
+            else:
+                self._journal.warn("AUTH_FAILURE invalid shared secret", path=where, remote_addr=address)
+            self.note_failure(f"invalid shared secret: {where}", address)
             raise self._failed(address)
 
     def authenticate_challenge(self, credential: Credential, hostname: str, username: str, address: str) -> str:
@@ -114,35 +127,17 @@ class Hosts:
         if credential.certificate:
             hostname = credential.certificate
         elif self._certificate_required:
-            self._journal.warn(
-                "AUTH_FAILURE",
-                reason="mTLS: no client certificate",
-                remote_addr=address,
-                host=hostname,
-                user=username,
-            )
+            self._no_challenge("mTLS: no client certificate", hostname, username, address)
             raise self._failed(address)
         elif self.is_global(credential):
             if registry.enabled and not hostname:
-                self._journal.warn(
-                    "AUTH_FAILURE",
-                    reason="hostname required when host registry is enabled",
-                    remote_addr=address,
-                    host=hostname,
-                    user=username,
-                )
+                self._no_challenge("hostname required when host registry is enabled", hostname, username, address)
                 raise NotListed("hostname required")
         elif not (registry.enabled and credential.secret and registry.matches(hostname, credential.secret)):
-            self._journal.warn("AUTH_FAILURE", reason="unauthorized", remote_addr=address, host=hostname, user=username)
+            self._no_challenge("unauthorized", hostname, username, address)
             raise self._failed(address)
         if registry.enabled and not registry.lists(hostname, username):
-            self._journal.warn(
-                "AUTH_FAILURE",
-                reason="user not authorized on this host",
-                remote_addr=address,
-                host=hostname,
-                user=username,
-            )
+            self._no_challenge("user not authorized on this host", hostname, username, address)
             raise NotListed(f"{username} is not listed for {hostname}")
         return hostname
 
@@ -161,15 +156,18 @@ class Hosts:
                 req_host=hostname,
                 remote_addr=address,
             )
+            self._not_its_own("hostname mismatch", challenge, address)
             raise HostnameMismatch("hostname mismatch")
         if not self._speaks_for(credential, challenge.hostname):
             self._journal.warn("AUTH_FAILURE poll credential mismatch", host=challenge.hostname, remote_addr=address)
+            self._not_its_own("credential mismatch", challenge, address)
             raise CredentialMismatch("credential does not match challenge hostname")
 
     def speaks_for(self, credential: Credential, hostname: str, address: str) -> None:
         """:raise HostnameMismatch: the credential is not ``hostname``'s nor the global one."""
         if not self._speaks_for(credential, hostname):
             self._journal.warn("AUTH_FAILURE grace-status hostname mismatch", host=hostname, remote_addr=address)
+            self.note_failure(f"hostname mismatch: {GRACE_STATUS}", address, hostname=hostname)
             raise HostnameMismatch("hostname mismatch")
 
     def group(self, hostname: str) -> str:
@@ -188,6 +186,39 @@ class Hosts:
             return credential.certificate == hostname
         registry = self._registry()
         return self.is_global(credential) or not registry.enabled or registry.matches(hostname, credential.secret)
+
+    def note_failure(
+        self, reason: str, address: str, *, hostname: str = "", username: str = "", code: str = ""
+    ) -> None:
+        """
+        Put a failed authentication of a host into the audit trail, which bounds what a stranger can put there.
+
+        :param reason: what was wrong, and where.
+        :param hostname: as it was sent; empty when it was not, or is no host name.
+        """
+        if self._trail is not None:
+            self._trail.note(
+                AuthenticationFailed,
+                username=username,
+                hostname=hostname,
+                code=code,
+                reason=reason,
+                remote_addr=address,
+            )
+
+    def _no_challenge(self, reason: str, hostname: str, username: str, address: str) -> None:
+        self._journal.warn("AUTH_FAILURE", reason=reason, remote_addr=address, host=hostname, user=username)
+        self.note_failure(f"{reason}: POST /api/challenge", address, hostname=hostname, username=username)
+
+    def _not_its_own(self, reason: str, challenge: Challenge, address: str) -> None:
+        """What the caller said of itself comes from the query string, so the record names only the challenge."""
+        self.note_failure(
+            f"{reason}: /api/challenge/",
+            address,
+            hostname=challenge.hostname,
+            username=challenge.username,
+            code=challenge.user_code,
+        )
 
     def _failed(self, address: str) -> Unauthorized:
         self._throttle.failed(throttle_key(address), self._monotonic())

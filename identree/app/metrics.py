@@ -6,9 +6,15 @@ Those of features still to come exist with their zero, so that dashboards and al
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from datetime import datetime
+from http import HTTPStatus
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from identree.core import events
 from identree.core.challenge import Challenge, Step
@@ -29,12 +35,109 @@ REFUSED_CONNECTIONS = (
     *("protocol_too_old", "no_tls", "no_common_cipher", "refused_by_client", "handshake"),
 )
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1)
+HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# Polls are held for up to half a minute, streams for as long as a page is open.
+HELD_BUCKETS = (0.1, 1, 5, 10, 15, 20, 25, 30, 60, 300, 3600, 28800)
+DATABASE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+CHECK_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2)
+NOTIFICATION_STATUSES = ("sent", "failed", "skipped")
+# The channel that stands in the metrics while none is configured.
+NO_CHANNEL = "none"
+DATABASE_OPERATIONS = ("read", "write")
+# Of StorageUnavailable.
+DATABASE_REASONS = ("locked", "read_only", "full", "unreachable", "overloaded", "error")
+LISTENERS = ("https", "ldaps")
+# The route of a request whose path belongs to nothing.
+OTHER = "other"
+# Instead of a status: the client hung up before there was an answer.
+GONE = "gone"
+HELD_KINDS = ("poll", "stream")
+# Pairs of a route and a status with series of their own; routes are the templates of the program, so there are a few
+# hundred. What goes beyond is counted together.
+MOST_ANSWERS = 1000
+_STATUSES = frozenset(str(status.value) for status in HTTPStatus) | {GONE}
+# Lines of the exposition that are written between two looks at the clock, about a millisecond.
+_LINES = 200
+# Fastest that still halves the size more than twice.
+_COMPRESSION = 5
+
+
+class Process(Collector):
+    """
+    The ``process_*`` metrics as they were when somebody looked last: looking lists the open files, which takes 13 ms
+    when there are 14,000, so it is done in a thread.
+    """
+
+    def __init__(self) -> None:
+        self._collector = ProcessCollector(registry=None)
+        self._families: tuple[Metric, ...] = ()
+        self.look()
+
+    def look(self) -> None:
+        """Blocks."""
+        self._families = tuple(self._collector.collect())
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+class Answers(Collector):
+    """
+    A histogram by route and status. The library makes the many thousand samples of one in one go, which takes 20 ms;
+    here the family comes in pieces, one for each pair.
+    """
+
+    NAME = "identree_http_request_duration_seconds"
+    HELP = "From a whole request to the end of its answer; without held requests and event streams."
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[str, str], Histogram] = {}
+
+    def observe(self, route: str, status: str, seconds: float) -> None:
+        answers = self._answers.get((route, status))
+        if answers is None:
+            answers = self._add(route, status)
+        answers.observe(seconds)
+
+    def _add(self, route: str, status: str) -> Histogram:
+        key = (
+            route if len(self._answers) < MOST_ANSWERS else OTHER,
+            status if status in _STATUSES else "500",
+        )
+        answers = self._answers.get(key)
+        if answers is None:
+            answers = self._answers[key] = Histogram(self.NAME, self.HELP, buckets=HTTP_BUCKETS, registry=None)
+        return answers
+
+    def describe(self) -> Iterable[Metric]:
+        return (Metric(self.NAME, self.HELP, "histogram"),)
+
+    def collect(self) -> Iterator[Metric]:
+        """At least one, so that the name is there from the start."""
+        yield Metric(self.NAME, self.HELP, "histogram")
+        for (route, status), answers in list(self._answers.items()):
+            piece = Metric(self.NAME, self.HELP, "histogram")
+            for family in answers.collect():
+                for sample in family.samples:
+                    labels = {"route": route, "status": status, **sample.labels}
+                    piece.add_sample(sample.name, labels, sample.value)
+            yield piece
 
 
 class Metrics:
     """Every metric by name; methods say what happened, so that callers name no metric."""
 
-    def __init__(self, registry: CollectorRegistry, version: str, sinks: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        version: str,
+        sinks: tuple[str, ...] = (),
+        channels: tuple[str, ...] = (),
+    ) -> None:
+        """
+        :param sinks: the configured audit sinks.
+        :param channels: the configured notification channels.
+        """
         self.registry = registry
 
         def counter(name: str, help: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -135,6 +238,10 @@ class Metrics:
             buckets=DELIVERY_BUCKETS,
             registry=registry,
         )
+        for channel in channels or (NO_CHANNEL,):
+            self.notification_delivery.labels(channel)
+            for status in NOTIFICATION_STATUSES:
+                self.notifications.labels(status, channel)
         self.audit = counter("identree_audit_events_total", "Audit records by sink and fate.", ("sink", "status"))
         for sink in ("_channel", *sinks):
             for status in ("emitted", "dropped", "failed"):
@@ -160,6 +267,19 @@ class Metrics:
             self.audit_lag_seconds.labels(sink)
             self.audit_last_success.labels(sink)
             self.audit_parked.labels(sink)
+        self.audit_buffer_limit = gauge(
+            "identree_audit_buffer_limit",
+            "Audit records that a sink may have in memory.",
+        )
+        self.audit_checkpoint = gauge(
+            "identree_audit_checkpoint_timestamp_seconds",
+            "When the audit chain was last signed; 0: not yet.",
+        )
+        self.server_certificate_expires = gauge(
+            "identree_server_certificate_expires_in_seconds",
+            "Remaining life of the certificate that a listener shows.",
+            ("listener",),
+        )
         self.mtls_ca_expires = gauge("identree_mtls_ca_expires_in_seconds", "Remaining life of the mTLS CA.")
         self.mtls_cert_expires = gauge(
             "identree_mtls_cert_expires_in_seconds", "Remaining life of client certificates.", ("hostname",)
@@ -174,6 +294,47 @@ class Metrics:
         self.waiters_limit = gauge("identree_held_requests_limit", "Bound of identree_held_requests.")
         self.streams = gauge("identree_event_streams", "Open live-update streams of browsers.")
         self.streams_limit = gauge("identree_event_streams_limit", "Bound of identree_event_streams.")
+        self.http_connections = gauge("identree_http_connections", "Open HTTP connections.")
+        self.http_connections_limit = gauge("identree_http_connections_limit", "Bound of identree_http_connections.")
+        self.http_duration = Answers()
+        registry.register(self.http_duration)
+        self.http_held = Histogram(
+            "identree_http_held_duration_seconds",
+            "How long requests were held that wait for something to happen: polls of hosts and streams of browsers.",
+            ("kind",),
+            buckets=HELD_BUCKETS,
+            registry=registry,
+        )
+        self._held = {kind: self.http_held.labels(kind) for kind in HELD_KINDS}
+        self.database_duration = Histogram(
+            "identree_database_duration_seconds",
+            "From submitting a database operation to its answer.",
+            ("operation",),
+            buckets=DATABASE_BUCKETS,
+            registry=registry,
+        )
+        self._operations = {name: self.database_duration.labels(name) for name in DATABASE_OPERATIONS}
+        self.database_errors = counter(
+            "identree_database_errors_total", "Database operations that could not be done, by reason.", ("reason",)
+        )
+        for reason in DATABASE_REASONS:
+            self.database_errors.labels(reason)
+        self.database_outstanding = gauge(
+            "identree_database_outstanding", "Database operations submitted and not yet answered."
+        )
+        self.database_outstanding_limit = gauge(
+            "identree_database_outstanding_limit", "Bound of identree_database_outstanding."
+        )
+        self.threads_waiting = gauge("identree_threads_waiting", "Calls that wait for a thread of the common pool.")
+        self.health_check = Histogram(
+            "identree_health_check_duration_seconds",
+            "One probe of a health check, until its answer or its time-out.",
+            ("check",),
+            buckets=CHECK_BUCKETS,
+            registry=registry,
+        )
+        self.process = Process()
+        registry.register(self.process)
         self.reactor_lag = Histogram(
             "identree_reactor_lag_seconds",
             "How late the event loop ran a timer.",
@@ -204,5 +365,92 @@ class Metrics:
             elif isinstance(event, events.ChallengeCancelled):
                 self.cancelled.inc()
 
+    def http_answered(self, route: str, status: str, seconds: float) -> None:
+        """
+        A request is over that was not held.
+
+        :param route: the template of its path, or ``other``.
+        :param status: the code, or ``gone`` when the client hung up before the answer.
+        """
+        self.http_duration.observe(route, status, seconds)
+
+    def http_held_over(self, kind: str, seconds: float) -> None:
+        """:param kind: one of HELD_KINDS."""
+        self._held[kind].observe(seconds)
+
+    def database_answered(self, operation: str, seconds: float, reason: str) -> None:
+        """
+        :param operation: ``read`` or ``write``.
+        :param reason: why it could not be done (StorageUnavailable); empty when it was.
+        """
+        self._operations[operation].observe(seconds)
+        if reason:
+            self.database_errors.labels(reason if reason in DATABASE_REASONS else "error").inc()
+
+    def health_checked(self, check: str, seconds: float) -> None:
+        """A probe of this check has answered, failed or run out of time."""
+        self.health_check.labels(check).observe(seconds)
+
+    def certificate_ends(self, listener: str, seconds: float) -> None:
+        """
+        The certificate that a listener shows. A listener that has none has no series: nothing of it can expire.
+
+        :param listener: ``https`` or ``ldaps``.
+        :param seconds: until it ends; negative when it has.
+        :raise ValueError: there is no such listener.
+        """
+        if listener not in LISTENERS:
+            raise ValueError(f"no listener is called {listener!r}")
+        self.server_certificate_expires.labels(listener).set(seconds)
+
     def _decided(self, challenge: Challenge, at: datetime) -> None:
         self.duration.observe(max(0.0, (at - challenge.created_at).total_seconds()))
+
+
+# -- the text ---------------------------------------------------------------------------------------------------------
+def exposition(registry: CollectorRegistry, *, compressed: bool = False) -> Generator[None, None, bytes]:
+    """
+    The Prometheus text format 0.0.4 of everything in the registry, a slice at a time: many hosts and routes make many
+    thousand lines.
+
+    :param compressed: with gzip (RFC 1952).
+    """
+    squeeze = zlib.compressobj(_COMPRESSION, zlib.DEFLATED, 16 + zlib.MAX_WBITS) if compressed else None
+    parts: list[bytes] = []
+    lines: list[str] = []
+
+    def write() -> None:
+        raw = "".join(lines).encode("utf-8", "replace")
+        lines.clear()
+        parts.append(raw if squeeze is None else squeeze.compress(raw))
+
+    before = ""
+    for family in registry.collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        if name != before:
+            lines.append(f"# HELP {name} {_escaped(family.documentation)}\n# TYPE {name} {family.type}\n")
+            before = name
+        for sample in family.samples:
+            lines.append(f"{sample.name}{_labels(sample.labels)} {floatToGoString(sample.value)}\n")
+            if len(lines) >= _LINES:
+                write()
+                yield
+        # collecting the next family may take a while of its own
+        yield
+    write()
+    return b"".join(parts) if squeeze is None else b"".join((*parts, squeeze.flush()))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n")
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
+    pairs = []
+    for name, value in sorted(labels.items()):
+        # whole bounds as deployed versions write them: 5 and not 5.0
+        shown = value.removesuffix(".0") if name == "le" else _escaped(value).replace('"', r"\"")
+        pairs.append(f'{name}="{shown}"')
+    return "{" + ",".join(pairs) + "}"

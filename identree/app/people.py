@@ -19,6 +19,7 @@ from identree.app.journal import Journal
 from identree.app.metrics import Metrics
 from identree.app.ports import Identity, IdentityProvider, Monotonic, Now
 from identree.app.rules import Rules
+from identree.app.trail import Trail
 from identree.core import events, names, tokens
 from identree.core.addresses import throttle_key
 from identree.core.challenge import HistoryEntry, Live
@@ -73,6 +74,7 @@ class People:
     """
     :param login_limit, callback_limit: sign-ins begun and finished per address.
     :param form_limit: accepted forms per person.
+    :param trail: gets the audit records of refused sign-ins; None: there are none.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class People:
         form_limit: SlidingWindow,
         journal: Journal,
         metrics: Metrics,
+        trail: Trail | None = None,
     ) -> None:
         self._store = store
         self._provider = provider
@@ -105,6 +108,7 @@ class People:
         self._form_limit = form_limit
         self._journal = journal
         self._metrics = metrics
+        self._trail = trail
         self._revocations = Revocations(nonces={}, admins={})
         self._revocations_read: float | None = None
         self._starts: OrderedDict[str, datetime] = OrderedDict()
@@ -157,6 +161,7 @@ class People:
             raise LoginFailed("login_state_invalid", 400)
         if not any(tokens.same(digest, _digest(nonce)) for digest in browser.split(".")[:LOGINS_PER_BROWSER]):
             self._journal.warn("SECURITY OIDC state of another browser", remote_addr=address)
+            self._note_failure("begun in another browser", address)
             raise LoginFailed("login_other_browser", 400)
         now = self._now()
         login = await self._store.take_login(nonce, now)
@@ -167,6 +172,7 @@ class People:
                 "SECURITY OIDC callback from another address", login_ip=login.client_ip, callback_ip=address
             )
             if self._rules().enforce_ip_binding:
+                self._note_failure("begun from another address", address)
                 raise LoginFailed("ip_binding_mismatch", 403)
         if error:
             raise LoginFailed("login_provider_error", 403, error[:64])
@@ -177,6 +183,7 @@ class People:
         except LoginFailed as failure:
             self._count(failure)
             self._journal.warn("SECURITY OIDC sign-in refused", remote_addr=address, reason=failure.key)
+            self._note_failure(failure.key, address)
             raise
         return await self._signed_in(identity, login, address)
 
@@ -202,6 +209,10 @@ class People:
         )
         self._journal.info("SESSIONS", user=caller.username, role=role, remote_addr=address)
         return SignedIn(caller=caller, cookie=self._cookie(caller), picture=identity.picture, return_to=login.return_to)
+
+    def _note_failure(self, reason: str, address: str) -> None:
+        if self._trail is not None:
+            self._trail.note(events.AuthenticationFailed, reason=f"{reason}: sign-in", remote_addr=address)
 
     def _count(self, failure: LoginFailed) -> None:
         reasons = {

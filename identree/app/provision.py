@@ -38,6 +38,7 @@ REMEMBERED_HOSTS = 10_000
 REPEAT_WARNING = timedelta(days=1)
 
 _HOSTNAME = re.compile(r"[a-zA-Z0-9._-]{1,253}")
+_WHERE = "GET /api/client/provision"
 
 
 class NotEnabled(Refused):
@@ -200,6 +201,8 @@ class Provisioning:
         self._hosts.admit(presented, address)
         if not self._hosts.known(presented):
             self._journal.warn("PROVISION_REJECTED unauthorized", remote_addr=address)
+            named = hostname if _HOSTNAME.fullmatch(hostname) else ""
+            self._hosts.note_failure(f"invalid shared secret: {_WHERE}", address, hostname=named)
             self._throttle.failed(throttle_key(address), self._monotonic())
             raise Unauthorized
         if not hostname:
@@ -210,6 +213,7 @@ class Provisioning:
         registry = self._registry()
         if registry.enabled and registry.entry(hostname) is None:
             self._journal.warn("PROVISION_REJECTED hostname not registered", hostname=hostname, remote_addr=address)
+            self._hosts.note_failure(f"hostname not registered: {_WHERE}", address, hostname=hostname)
             raise NotRegistered
         own = presented.certificate == name or registry.matches(hostname, presented.secret)
         if not own and not self._hosts.is_global(presented):
@@ -220,6 +224,7 @@ class Provisioning:
                 certificate=presented.certificate,
                 remote_addr=address,
             )
+            self._hosts.note_failure(f"hostname mismatch: {_WHERE}", address, hostname=hostname)
             self._throttle.failed(throttle_key(address), self._monotonic())
             raise HostnameMismatch
         self._check(terms)
@@ -278,6 +283,7 @@ class Provisioning:
 
     def _still_certified(self, hostname: str, address: str) -> StillCertified:
         self._journal.warn("PROVISION_REJECTED certificate still valid", hostname=hostname, remote_addr=address)
+        self._hosts.note_failure(f"certificate still valid: {_WHERE}", address, hostname=hostname)
         return StillCertified()
 
 

@@ -225,6 +225,37 @@ class NotificationRouteDeleted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuthenticationFailed(Event):
+    """
+    A credential was wrong: a host's at the API, or what came back from a sign-in. ``username`` and ``hostname`` are
+    whom and what it was used for, as far as that was said, ``reason`` what was wrong and where. Deployed versions did
+    not record it. Strangers cause it, so it is bounded (identree.app.trail).
+    """
+
+    kind: ClassVar[str] = "authentication_failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalRefused(Event):
+    """
+    A rule did not let somebody approve: ``username``, ``hostname`` and ``code`` are the request's, ``actor`` is who
+    wanted to approve it, ``reason`` the rule. Deployed versions did not record it. Bounded (identree.app.trail).
+    """
+
+    kind: ClassVar[str] = "approval_refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LdapBindFailed(Event):
+    """
+    ``username`` is the value of the bind DN's first part, empty where there is none; ``hostname`` is set where that is
+    a host. Deployed versions did not record it. Strangers cause it, so it is bounded (identree.app.trail).
+    """
+
+    kind: ClassVar[str] = "ldap_bind_failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditCheckpoint(Event):
     """
     Where a chain stands, signed: ``username`` is empty, ``code`` names the key, ``reason`` is the statement
@@ -267,6 +298,9 @@ KINDS: dict[str, type[Event]] = {
         NotificationChannelDeleted,
         NotificationRouteAdded,
         NotificationRouteDeleted,
+        AuthenticationFailed,
+        ApprovalRefused,
+        LdapBindFailed,
         AuditCheckpoint,
     )
 }

@@ -125,12 +125,14 @@ class _Loaded:
     """
     :ivar identifying: the CAs whose certificates name a host; None for all that are accepted.
     :ivar warnings: what is usable, but not as it should be.
+    :ivar ends: when the certificate expires.
     """
 
     context: SSL.Context
     revoked: Revoked
     identifying: frozenset[x509.Certificate] | None
     warnings: tuple[str, ...]
+    ends: datetime
 
 
 class ServerConnection(SSL.Connection):
@@ -317,7 +319,13 @@ class ServerTLS:
             revoked=revoked,
             identifying=None if self._identifying is None else frozenset(self._identifying()),
             warnings=tuple(warnings),
+            ends=chain[0].not_valid_after_utc,
         )
+
+    @property
+    def ends_at(self) -> datetime:
+        """When our certificate expires."""
+        return self._loaded.ends
 
     def _warn(self) -> None:
         for warning in self._loaded.warnings:

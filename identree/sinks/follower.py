@@ -140,7 +140,6 @@ class Follower(Service):
     ) -> None:
         if log is not None:
             self._log = log
-        self.setName(f"audit sink {shipper.name}")
         self._feed = feed
         self._shipper = shipper
         self._tally = tally
@@ -238,14 +237,16 @@ class Follower(Service):
             self._parked = False
         if self._position >= self._feed.newest:
             # nothing to do: what is settled meanwhile is still to be saved
-            await self._pause(self._feed.reached(self._position + 1), self._save_soon())
+            if not self._hurry:
+                await self._pause(self._feed.reached(self._position + 1), self._save_soon())
             await self._save()
             self._well()
             return
-        records = await self._gather()
-        if not records:
-            return
         position = self._position
+        records = await self._gather()
+        if not records or self._position != position:
+            # nothing there; or the connection was lost meanwhile, and what it may have taken with it comes first
+            return
         await self._ship(records)
         if self._position != position:
             # the connection was lost while the last records were on their way: they are shipped again

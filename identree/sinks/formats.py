@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from identree.core import audit
 from identree.core.audit import Sealed
+from identree.sinks import cef, ocsf
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,4 +47,24 @@ NATIVE = Format(
     place=_native_place,
 )
 
-FORMATS: dict[str, Format] = {NATIVE.name: NATIVE}
+OCSF = Format(name="ocsf", text=ocsf.text, wire=ocsf.text, is_json=True, begins=ocsf.BEGINS, place=ocsf.place)
+
+CEF = Format(name="cef", text=cef.text, wire=cef.text, is_json=False, begins=cef.BEGINS, place=cef.place)
+
+FORMATS: dict[str, Format] = {form.name: form for form in (NATIVE, OCSF, CEF)}
+
+
+def place(line: bytes) -> tuple[str, int] | None:
+    """
+    The chain and number of a line of the JSON log, in whatever format: the setting may have been changed in the middle
+    of a file. None when it is no record.
+    """
+    for form in FORMATS.values():
+        if line.startswith(form.begins):
+            return form.place(line)
+    return None
+
+
+def may_begin(start: bytes) -> bool:
+    """Whether a line of some format begins like this; ``start`` may be shorter than what tells them apart."""
+    return any(start.startswith(form.begins) or form.begins.startswith(start) for form in FORMATS.values())

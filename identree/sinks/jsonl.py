@@ -8,7 +8,6 @@ Everything here blocks. It belongs in one dedicated thread, which writes in orde
 from __future__ import annotations
 
 import errno
-import json
 import os
 import select
 import stat
@@ -21,6 +20,8 @@ from typing import Literal
 from twisted.logger import Logger
 
 from identree.core.audit import Sealed
+from identree.sinks import formats
+from identree.sinks.formats import NATIVE, Format
 
 _log = Logger()
 
@@ -29,12 +30,10 @@ DIRECTORY_MODE = 0o750
 # How far back from its end a log is read for the last record of an instance, and for the start of a torn line.
 # A record is a few kilobytes at most.
 TAIL_BYTES = 1 << 20
-# What every record starts with; only a line that starts so is ever cut off.
-_RECORD_START = b'{"seq":'
 # How long a full pipe on standard output may hold up a record.
 STDOUT_PATIENCE_SECONDS = 10.0
 
-Fsync = Literal["always", "never"]
+Fsync = Literal["always", "interval", "off"]
 
 
 class SinkError(OSError):
@@ -42,6 +41,9 @@ class SinkError(OSError):
     The log cannot be written. The message names the path and what to do; ``errno`` is the system's, so that a full
     disk can be told from a missing right.
     """
+
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +76,18 @@ class JsonLog:
 
     A file is open for one writer only. After any failure it is cut back to where the batch began, so that a repetition
     leaves no torn line; when even that fails, or the process dies, the torn last line is cut off at the next open.
-    A file that somebody renamed or removed (an external logrotate) is noticed and created anew.
+    A file that somebody renamed or removed (an external logrotate) is noticed and created anew; one that was emptied in
+    place (``copytruncate``) goes on from its new end.
 
     :param max_bytes: rotate once a file has grown to this size; 0 never does.
     :param max_files: rotated files that are kept, ``PATH.1`` being the newest.
     :param fsync: ``always`` lets :meth:`write` return once the batch is on the disk (one ``fdatasync`` per batch and
-        file), so that an answered approval survives a power cut; ``never`` leaves it to the kernel. Pipes and terminals
-        have nothing to sync.
-    :param rotation_failed: told, in the writing thread, why a rotation did not happen, once per cause; the records
-        themselves are safe then and go on being appended.
+        file), so that an answered approval survives a power cut. ``interval`` leaves that to :meth:`sync`, which
+        somebody calls once a second, so that a power cut takes the last second. ``off`` leaves it to the kernel. Pipes
+        and terminals have nothing to sync.
+    :param form: how records are written. Records that are there already are known in every format.
+    :param trouble: told, in the writing thread, what else went wrong, once per cause: why a rotation did not happen
+        (the records are safe then and go on being appended), or that a file that is let go of could not be synced.
     """
 
     def __init__(
@@ -92,19 +97,23 @@ class JsonLog:
         max_bytes: int = 100 << 20,
         max_files: int = 5,
         fsync: Fsync = "always",
-        rotation_failed: Callable[[SinkError], None] | None = None,
+        form: Format = NATIVE,
+        trouble: Callable[[SinkError], None] | None = None,
         stdout: int = 1,
     ) -> None:
         self._path = target.path
         self._max_bytes = max_bytes
         self._max_files = max_files if max_files > 0 else 5
-        self._sync = fsync == "always"
-        self._rotation_failed = rotation_failed or _log_rotation_failure
+        self._fsync = fsync
+        self._form = form
+        self._trouble = trouble or _log_trouble
         self._stdout = stdout
         self._file: int | None = None
         self._size = 0
+        # with ``interval``: what the next sync() has to bring to the disk, the file's content and its name
+        self._unsynced = self._unsynced_name = False
         self._torn_output = False
-        self._rotation_trouble: str | None = None
+        self._last_trouble: str | None = None
 
     def open(self) -> None:
         """
@@ -117,15 +126,19 @@ class JsonLog:
 
     def write(self, records: Sequence[Sealed]) -> None:
         """
-        Append the records, in order, each as its P-form and LF.
+        Append the records, in order, each as one line.
 
         :raise SinkError: not all of them are in the log; all may be written again.
         """
         if self._path is None:
-            self._write_output(b"".join(record.plain + b"\n" for record in records))
+            self._write_output(b"".join(self._form.text(record) + b"\n" for record in records))
             return
-        if self._file is not None and not _is_still(self._path, self._file):
-            self.close()
+        if self._file is not None:
+            size = _size_while_still(self._path, self._file)
+            if size is None:
+                self._let_go()
+            else:
+                self._size = size
         self.open()
         for chunk in self._chunks(records):
             self._append(self._path, chunk)
@@ -143,17 +156,63 @@ class JsonLog:
             return None
         for path in (self._path, _numbered(self._path, 1)):
             for line in _lines_backwards(path):
-                with suppress(ValueError, AttributeError, RecursionError):
-                    record = json.loads(line)
-                    if record.get("instance", "") == instance and type(record.get("seq")) is int:
-                        return int(record["seq"])
+                place = formats.place(line)
+                if place is not None and place[0] == instance:
+                    return place[1]
         return None
 
+    def sync(self) -> None:
+        """
+        With ``interval``: bring what was written since the last call to the disk. Called once a second, in the thread
+        that writes; costs nothing when there is nothing to do, and does nothing with the other policies.
+
+        :raise SinkError: it may not be on the disk. The next call tries again.
+        """
+        if self._path is None or self._file is None:
+            return
+        try:
+            if self._unsynced:
+                os.fdatasync(self._file)
+                self._unsynced = False
+            if self._unsynced_name:
+                _sync_directory(self._path.parent)
+                self._unsynced_name = False
+        except OSError as e:
+            raise SinkError(
+                e.errno,
+                f"the end of the audit log {self._path} may not be on the disk ({e.strerror}): check the disk, and "
+                "compare the log with another sink or identree audit export",
+            ) from e
+
+    def reopen(self) -> None:
+        """
+        For SIGHUP: let go of the file, so that the next write opens what has the name then. In the thread that writes.
+
+        :raise SinkError: as :meth:`sync`; the file is let go of nevertheless.
+        """
+        self.close()
+
     def close(self) -> None:
-        """Close the file; a later write opens it again."""
-        if self._file is not None:
-            file, self._file = self._file, None
-            os.close(file)
+        """
+        Close the file; a later write opens it again.
+
+        :raise SinkError: as :meth:`sync`; it is closed nevertheless.
+        """
+        try:
+            self.sync()
+        finally:  # what an error says is lost is lost; a repetition on another descriptor would not bring it back
+            if self._file is not None:
+                file, self._file = self._file, None
+                self._unsynced = self._unsynced_name = False
+                os.close(file)
+
+    def _let_go(self) -> None:
+        """Close a file that has failed or is ours no more; that it cannot be synced is said, and no reason to stop."""
+        assert self._path is not None
+        try:
+            self.close()
+        except OSError as e:
+            self._report(e if isinstance(e, SinkError) else _error(self._path, e))
 
     # -- standard output ----------------------------------------------------------------------------------------------
     def _write_output(self, data: bytes) -> None:
@@ -180,7 +239,7 @@ class JsonLog:
         lines: list[bytes] = []
         pending = 0
         for record in records:
-            lines.append(record.plain + b"\n")
+            lines.append(self._form.text(record) + b"\n")
             pending += len(lines[-1])
             if 0 < self._max_bytes <= self._size + pending:
                 yield b"".join(lines)
@@ -195,14 +254,14 @@ class JsonLog:
         try:
             while view:
                 view = view[os.write(file, view) :]
-            if self._sync:
+            if self._fsync == "always":
                 os.fdatasync(file)
         except OSError as e:
             with suppress(OSError):  # else the next open cuts the torn line off
                 os.ftruncate(file, start)
-            with suppress(OSError):
-                self.close()
+            self._let_go()
             raise _error(path, e) from e
+        self._unsynced = self._fsync == "interval"
         self._size += len(data)
 
     def _open(self, path: Path) -> int:
@@ -219,12 +278,13 @@ class JsonLog:
                     f"the audit log {path} is no regular file; name a file or write IDENTREE_AUDIT_LOG=stdout",
                 )
             self._size = _cut_torn_line(path, file)
-            if self._sync:
+            if self._fsync == "always":
                 _sync_directory(path.parent)
         except OSError as e:
             os.close(file)
             raise (e if isinstance(e, SinkError) else _error(path, e)) from e
         self._file = file
+        self._unsynced_name = self._fsync == "interval"
         return file
 
     def _rotate(self, path: Path) -> None:
@@ -247,23 +307,23 @@ class JsonLog:
                 )
             )
             return
+        self._let_go()
         try:
-            self.close()
             self._open(path)
         except OSError as e:
             # What was written is safe in PATH.1; the next record tries to open again, and fails by itself if it must.
             self._report(e if isinstance(e, SinkError) else _error(path, e))
         else:
-            self._rotation_trouble = None
+            self._last_trouble = None
 
     def _report(self, error: SinkError) -> None:
-        if str(error) != self._rotation_trouble:
-            self._rotation_trouble = str(error)
-            self._rotation_failed(error)
+        if str(error) != self._last_trouble:
+            self._last_trouble = str(error)
+            self._trouble(error)
 
 
-def _log_rotation_failure(error: SinkError) -> None:
-    _log.error("audit log rotation: {error}", error=str(error))
+def _log_trouble(error: SinkError) -> None:
+    _log.error("{error}", error=str(error))
 
 
 _REMEDIES = {
@@ -305,12 +365,13 @@ def _sync_directory(path: Path) -> None:
         os.close(directory)
 
 
-def _is_still(path: Path, file: int) -> bool:
-    """Whether the name still stands for the open file."""
+def _size_while_still(path: Path, file: int) -> int | None:
+    """The size of the open file, if the name still stands for it; else None."""
     try:
-        return os.path.samestat(os.lstat(path), os.fstat(file))
+        status = os.fstat(file)
+        return status.st_size if os.path.samestat(os.lstat(path), status) else None
     except OSError:
-        return False
+        return None
 
 
 def _tail(path: Path) -> bytes:
@@ -348,8 +409,7 @@ def _cut_torn_line(path: Path, file: int) -> int:
         return size
     torn = tail[tail.rfind(b"\n") + 1 :]
     start = torn.rstrip(b"\0")
-    ours = start.startswith(_RECORD_START) or _RECORD_START.startswith(start)
-    if not ours or (len(torn) == len(tail) and size > len(tail)):
+    if not formats.may_begin(start) or (len(torn) == len(tail) and size > len(tail)):
         raise SinkError(
             errno.EINVAL, f"{path} does not look like an audit log: its last line is no record; name another file"
         )

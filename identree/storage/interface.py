@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import Protocol
 
 from identree.core.audit import Head, Sealed
@@ -27,6 +28,7 @@ Change = Callable[[Challenge, "datetime | None"], Step]
 # Rows of one call: a few milliseconds of work, so that challenges are not held up behind a large import.
 MOST_IDS = 500
 MOST_PIECES = 8
+MOST_RESEALED = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +179,46 @@ class HostCertificate:
     serial: str
     issued_at: datetime
     expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EscrowRecord:
+    """
+    Where a host's break-glass password lies.
+
+    :ivar hostname: in the spelling under which the back end has it; old servers kept the host's own.
+    :ivar item_id: what the back end calls it; may be empty, as may ``vault_id``.
+    """
+
+    hostname: str
+    escrowed_at: datetime
+    item_id: str = ""
+    vault_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ciphertext:
+    """A password that the local back end has sealed; base64 text."""
+
+    hostname: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resealed:
+    """The ciphertext of a host: as it was read, and the same password under another key."""
+
+    hostname: str
+    before: str
+    after: str
+
+
+class TokenUse(Enum):
+    """What became of an escrow token: accepted, seen before, or refused as too many are remembered."""
+
+    NEW = "new"
+    USED = "used"
+    FULL = "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -447,6 +489,53 @@ class Store(Protocol):
 
         :param hostname: normalised.
         """
+
+    # -- escrowed break-glass passwords -------------------------------------------------------------------------------
+    async def record_escrow(self, record: EscrowRecord, entry: HistoryEntry, event: Event) -> None:
+        """
+        A back end has the host's password; with the event, and the history entry of everybody active on the host.
+
+        :param entry: as it stands in everybody's history; its ``username`` does not matter.
+        """
+
+    async def escrow_record(self, hostname: str) -> EscrowRecord | None:
+        """The newest one of the host, in whatever spelling of its name."""
+
+    async def escrow_records(self, after: str = "", limit: int = 1000) -> list[EscrowRecord]:
+        """
+        By host name.
+
+        :param after: the last one that is known; empty begins.
+        """
+
+    async def store_ciphertext(self, hostname: str, ciphertext: str) -> None:
+        """Instead of the one that the host had."""
+
+    async def ciphertext(self, hostname: str) -> str | None:
+        """:param hostname: exactly as it was stored."""
+
+    async def ciphertexts(self, after: str = "", limit: int = 100) -> list[Ciphertext]:
+        """
+        By host name.
+
+        :param after: the last one that is known; empty begins.
+        """
+
+    async def replace_ciphertexts(self, changes: Sequence[Resealed]) -> list[str]:
+        """
+        :param changes: at most :data:`MOST_RESEALED`.
+        :returns: the hosts whose ciphertext was still the one that was read; the others were left alone.
+        """
+
+    async def use_escrow_token(self, key: str, now: datetime) -> TokenUse:
+        """
+        Remember it, for ten minutes: of any number of callers one is told ``NEW``.
+
+        :param key: of :func:`identree.core.escrow.token_key`.
+        """
+
+    async def give_back_escrow_token(self, key: str) -> None:
+        """The password was not stored: the host may come again with the same token."""
 
     # -- the audit chain ----------------------------------------------------------------------------------------------
     async def record(self, events: Sequence[Event]) -> None:

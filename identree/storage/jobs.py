@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from identree.core.challenge import Live
+from identree.core.errors import StorageUnavailable
 from identree.core.requests import current
 from identree.storage.script import Effects, MakeScript
 
@@ -17,6 +18,15 @@ MOST_OUTSTANDING = 10_000
 
 # How long an operation may wait and work, in seconds (spec/storage section 1).
 BUDGET_SECONDS = 5.0
+
+# Told of every operation that was answered: ``read`` or ``write``, the seconds since it was submitted, and the reason
+# of StorageUnavailable, or empty.
+Observe = Callable[[str, float, str], None]
+READ, WRITE = "read", "write"
+
+
+def unobserved(operation: str, seconds: float, reason: str) -> None:
+    """Nobody wants to know."""
 
 
 class Job:
@@ -67,3 +77,34 @@ def has_events(job: Job) -> bool:
 
 def wake_ups(jobs: Sequence[Job]) -> list[Live]:
     return [live for job in jobs for effects in job.effects for live in effects.live]
+
+
+def watched(job: Job, operation: str, monotonic: Callable[[], float], observe: Observe) -> Deferred[Any]:
+    """The job's answer, timed from now on. One that nobody waits for any more is not counted."""
+    if observe is unobserved:
+        return job.answer
+    submitted = monotonic()
+
+    def over(result: Any) -> Any:
+        reason = ""
+        if isinstance(result, Failure):
+            if result.check(CancelledError):
+                return result
+            if isinstance(result.value, StorageUnavailable):
+                reason = result.value.reason
+        observe(operation, monotonic() - submitted, reason)
+        return result
+
+    return job.answer.addBoth(over)
+
+
+def on_behalf_of_nobody(work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
+    """
+    Start work that serves many requests. The log lines of what follows are not those of the one request that happened
+    to start it.
+    """
+    before = current.set("")
+    try:
+        return Deferred.fromCoroutine(work)
+    finally:
+        current.reset(before)

@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
@@ -14,6 +14,7 @@ from twisted.python.threadpool import ThreadPool
 
 from identree.core.challenge import GraceSession
 from identree.storage.bus import Bus
+from identree.storage.jobs import Observe, unobserved
 from identree.storage.operations import Retention
 from identree.storage.outbox import Chain, Publisher, RecordLog
 from identree.storage.script import Driver
@@ -54,8 +55,19 @@ class LogThread:
             self._started = False
 
 
-class _ServedStore(SqlStore):
-    """A store with a log thread of its own."""
+class _Counting(Driver, Protocol):
+    """A driver that accepts a limited number of operations."""
+
+    @property
+    def outstanding(self) -> int: ...
+
+
+class ServedStore(SqlStore):
+    """
+    A store with threads of its own.
+
+    :ivar log_thread: the one in which the synchronous log is written; runs a function there.
+    """
 
     log_thread: LogThread
 
@@ -84,7 +96,8 @@ def open_store(
     new_instance: Callable[[], str] = lambda: secrets.token_hex(8),
     monotonic: Callable[[], float] = time.monotonic,
     wall: Callable[[], float] | None = None,
-) -> SqlStore:
+    observe: Observe = unobserved,
+) -> ServedStore:
     """
     Nothing is opened before ``start()``.
 
@@ -97,6 +110,8 @@ def open_store(
     :param wall: unix seconds; by default the reactor's, which a steadied reactor does not have.
     :param max_open_conns: PostgreSQL only; at least 2.
     :param readers: SQLite only.
+    :param observe: told of every operation that was answered: ``read`` or ``write``, the seconds since it was
+        submitted, and why it could not be done, or empty.
     :raise ValueError: the driver is unknown or the DSN malformed; the text names no password.
     """
     unix_seconds = wall or reactor.seconds
@@ -115,7 +130,7 @@ def open_store(
         keep=recent_events,
     )
     name = driver.strip().lower()
-    built: Driver
+    built: _Counting
     if name in SQLITE_NAMES:
         built = SqliteDriver(
             reactor,
@@ -127,6 +142,7 @@ def open_store(
             new_instance=new_instance,
             readers=readers,
             monotonic=monotonic,
+            observe=observe,
         )
     elif name in POSTGRES_NAMES:
         # psycopg2 and txpostgres are an extra
@@ -142,11 +158,20 @@ def open_store(
             new_instance=new_instance,
             connections=max_open_conns,
             monotonic=monotonic,
+            observe=observe,
         )
     else:
         raise ValueError(f"unknown database driver {driver!r}; use sqlite or postgres")
-    store = _ServedStore(
-        built, publisher, bus, sinks=sinks, retention=retention, genuine=genuine, on_lost=on_lost, version=version
+    store = ServedStore(
+        built,
+        publisher,
+        bus,
+        sinks=sinks,
+        retention=retention,
+        genuine=genuine,
+        on_lost=on_lost,
+        version=version,
+        outstanding=lambda: built.outstanding,
     )
     store.log_thread = log_thread
     return store

@@ -38,6 +38,8 @@ LOG = "jsonlog"
 # Records read from the database, or handed to the log, at once.
 BATCH = 500
 
+# Only an administrator can end these; until then what cannot be recorded is refused.
+REFUSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 # Waits between attempts to write what the log has refused, in seconds.
 RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
@@ -412,8 +414,8 @@ class Publisher:
     def _failed(self, error: object) -> None:
         e = error if isinstance(error, Exception) else RuntimeError(str(error))
         self._on_log_failure(e)
-        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
-            self.refusal = StorageUnavailable("full", "the audit log's disk is full")
+        if isinstance(e, OSError) and e.errno in REFUSING:
+            self.refusal = StorageUnavailable("full", "the audit log cannot be written")
         if self._retry is None and not self._stopped:
             self._retry = self._clock.callLater(self._delay, self._try_again)
             self._delay = min(self._delay * 2, LONGEST_RETRY_SECONDS)

@@ -43,7 +43,19 @@ from identree.core.errors import StorageUnavailable
 from identree.storage import migrate, outbox
 from identree.storage.bus import RESYNC, Bus
 from identree.storage.directory import PUBLISHED
-from identree.storage.jobs import BUDGET_SECONDS, MOST_OUTSTANDING, Job, has_events, wake_ups
+from identree.storage.jobs import (
+    BUDGET_SECONDS,
+    MOST_OUTSTANDING,
+    READ,
+    WRITE,
+    Job,
+    Observe,
+    has_events,
+    on_behalf_of_nobody,
+    unobserved,
+    wake_ups,
+    watched,
+)
 from identree.storage.outbox import LOG, Chain, Publisher
 from identree.storage.script import Do, Effects, MakeScript, Owner, OwnerOf, Row, Script, T, Taken
 
@@ -415,9 +427,11 @@ class PostgresDriver:
         new_instance: Callable[[], str],
         connections: int = 25,
         monotonic: Callable[[], float] = time.monotonic,
+        observe: Observe = unobserved,
     ) -> None:
         """
         :param connections: size of the pool, at least 2 whatever is asked for.
+        :param observe: told of every operation that was answered.
         :raise ValueError: the DSN is malformed.
         """
         self._reactor = reactor
@@ -429,6 +443,7 @@ class PostgresDriver:
         self._new_instance = new_instance
         self._size = max(2, connections)
         self._monotonic = monotonic
+        self._observe = observe
         # tells our own notifications from those of other replicas, also of ones with our identity
         self._origin = new_instance()
         self._idle: list[_Connection] = []
@@ -516,12 +531,13 @@ class PostgresDriver:
 
     # -- operations ---------------------------------------------------------------------------------------------------
     def write(self, make: MakeScript[T]) -> Deferred[T]:
-        return self._submit(_Writing(make, self._monotonic() + BUDGET_SECONDS))
+        return self._submit(_Writing(make, self._monotonic() + BUDGET_SECONDS), WRITE)
 
     def read(self, make: MakeScript[T]) -> Deferred[T]:
-        return self._submit(Job(make, self._monotonic() + BUDGET_SECONDS))
+        return self._submit(Job(make, self._monotonic() + BUDGET_SECONDS), READ)
 
-    def _submit(self, job: Job) -> Deferred[Any]:
+    def _submit(self, job: Job, operation: str) -> Deferred[Any]:
+        answer = watched(job, operation, self._monotonic, self._observe)
         if not self._open:
             job.fail(StorageUnavailable("unreachable", "the store is closed"))
             job.fire()
@@ -531,13 +547,13 @@ class PostgresDriver:
         else:
             self._outstanding += 1
             self._enqueue(job)
-        return job.answer
+        return answer
 
     def _enqueue(self, job: Job) -> None:
         self._waiting.append(job)
         if self._workers < self._size:
             self._workers += 1
-            Deferred.fromCoroutine(self._work()).addErrback(self._bug)
+            on_behalf_of_nobody(self._work()).addErrback(self._bug)
 
     def _bug(self, failure: Failure) -> None:
         self._log.failure("the PostgreSQL driver failed", failure=failure)
@@ -738,7 +754,7 @@ class PostgresDriver:
     # -- sealing ------------------------------------------------------------------------------------------------------
     def _seal(self) -> None:
         if self._sealing is None and self._seal_again is None:
-            self._sealing = Deferred.fromCoroutine(self._seal_all()).addErrback(self._bug)
+            self._sealing = on_behalf_of_nobody(self._seal_all()).addErrback(self._bug)
             # it may be over already
             self._sealing.addCallback(self._sealed)
 
@@ -793,7 +809,7 @@ class PostgresDriver:
         self._waiting.appendleft(job)
         if self._workers < self._size:
             self._workers += 1
-            Deferred.fromCoroutine(self._work()).addErrback(self._bug)
+            on_behalf_of_nobody(self._work()).addErrback(self._bug)
         try:
             records: list[Sealed] = await job.answer
         except StorageUnavailable:

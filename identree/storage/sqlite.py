@@ -33,7 +33,18 @@ from identree.core.errors import StorageUnavailable
 from identree.core.events import Event
 from identree.storage import migrate, outbox
 from identree.storage.bus import Bus
-from identree.storage.jobs import BUDGET_SECONDS, MOST_OUTSTANDING, Job, has_events, wake_ups
+from identree.storage.jobs import (
+    BUDGET_SECONDS,
+    MOST_OUTSTANDING,
+    READ,
+    WRITE,
+    Job,
+    Observe,
+    has_events,
+    unobserved,
+    wake_ups,
+    watched,
+)
 from identree.storage.outbox import LOG, Chain, Publisher
 from identree.storage.script import Do, Effects, MakeScript, Row, T, Taken
 from identree.storage.times import seconds
@@ -616,12 +627,14 @@ class SqliteDriver:
         new_instance: Callable[[], str],
         readers: int = 2,
         monotonic: Callable[[], float] = time.monotonic,
+        observe: Observe = unobserved,
     ) -> None:
         """
         :param reactor: has the threads (IReactorThreads).
         :param applied_at: unix seconds, for the rows of migrations.
         :param new_instance: makes an identity for a database that has none.
         :param readers: threads and connections that only read.
+        :param observe: told of every operation that was answered.
         :raise ValueError: the DSN is malformed.
         """
         self._reactor = reactor
@@ -633,6 +646,7 @@ class SqliteDriver:
         self._new_instance = new_instance
         self._readers = readers
         self._monotonic = monotonic
+        self._observe = observe
         self._outstanding = 0
         self._engines: dict[int, Engine] = {}
         self._pools: list[adbapi.ConnectionPool] = []
@@ -688,13 +702,14 @@ class SqliteDriver:
         self._engines.clear()
 
     def write(self, make: MakeScript[T]) -> Deferred[T]:
-        return self._submit(self._writer, make)
+        return self._submit(self._writer, make, WRITE)
 
     def read(self, make: MakeScript[T]) -> Deferred[T]:
-        return self._submit(self._writer if self._reader is None else self._reader, make)
+        return self._submit(self._writer if self._reader is None else self._reader, make, READ)
 
-    def _submit(self, lane: _Lane | None, make: MakeScript[T]) -> Deferred[T]:
+    def _submit(self, lane: _Lane | None, make: MakeScript[T], operation: str) -> Deferred[T]:
         job = Job(make, self._monotonic() + BUDGET_SECONDS)
+        answer = watched(job, operation, self._monotonic, self._observe)
         if lane is None:
             job.fail(StorageUnavailable("unreachable", "the store is closed"))
             job.fire()
@@ -704,7 +719,7 @@ class SqliteDriver:
         else:
             self._outstanding += 1
             lane.add(job)
-        return job.answer
+        return answer
 
     # -- in the threads -----------------------------------------------------------------------------------------------
     def _pool(self, size: int, prepare: Callable[[Any], None]) -> adbapi.ConnectionPool:

@@ -17,6 +17,7 @@ from identree.storage import (
     certificates,
     challenges,
     directory,
+    escrow,
     grace,
     history,
     logins,
@@ -30,8 +31,10 @@ from identree.storage.interface import (
     BrowserSession,
     Caps,
     Change,
+    Ciphertext,
     Counts,
     DirectoryState,
+    EscrowRecord,
     Extent,
     GraceChange,
     HostCertificate,
@@ -40,8 +43,11 @@ from identree.storage.interface import (
     Parked,
     PosixCounter,
     PosixId,
+    Resealed,
     Revocations,
+    TokenUse,
 )
+from identree.storage.jobs import MOST_OUTSTANDING
 from identree.storage.operations import Retention
 from identree.storage.outbox import LOG, Outbox, Publisher
 from identree.storage.script import Driver, MakeScript, T, Taken
@@ -68,12 +74,14 @@ class SqlStore:
         genuine: Callable[[GraceSession], bool] = lambda session: True,
         on_lost: Callable[[str, int], None] = lambda sink, count: None,
         version: str = "dev",
+        outstanding: Callable[[], int] = lambda: 0,
     ) -> None:
         """
         :param version: of the build, for records that are sealed for somebody else.
         :param sinks: names of the configured network sinks; retention waits for them.
         :param genuine: whether a grace session's MAC verifies; an approval replaces a forged one whatever its expiry.
         :param on_lost: told of records that retention took before a sink had them.
+        :param outstanding: how many operations the driver has accepted and not yet answered.
         """
         self._driver = driver
         self._publisher = publisher
@@ -82,6 +90,7 @@ class SqlStore:
         self._retention = retention or Retention()
         self._genuine = genuine
         self._on_lost = on_lost
+        self._outstanding = outstanding
         self._version = version
         self._headroom = Headroom()
         self.outbox = Outbox(driver, publisher)
@@ -103,6 +112,11 @@ class SqlStore:
     def instance(self) -> str:
         """The identity of the audit chain that this process writes."""
         return self._publisher.instance
+
+    @property
+    def outstanding(self) -> tuple[int, int]:
+        """Operations accepted and not yet answered, and how many there may be."""
+        return self._outstanding(), MOST_OUTSTANDING
 
     @property
     def records(self) -> bool:
@@ -267,6 +281,34 @@ class SqlStore:
 
     async def forget_certificate(self, hostname: str) -> bool:
         return await self._driver.write(lambda: certificates.forget(hostname))
+
+    # -- escrowed break-glass passwords -------------------------------------------------------------------------------
+    async def record_escrow(self, record: EscrowRecord, entry: HistoryEntry, event: Event) -> None:
+        await self._recording(lambda: escrow.record(record, entry, event))
+
+    async def escrow_record(self, hostname: str) -> EscrowRecord | None:
+        return await self._driver.read(lambda: escrow.one(hostname))
+
+    async def escrow_records(self, after: str = "", limit: int = 1000) -> list[EscrowRecord]:
+        return await self._driver.read(lambda: escrow.some(after, _bounded(limit)))
+
+    async def store_ciphertext(self, hostname: str, ciphertext: str) -> None:
+        await self._driver.write(lambda: escrow.store_ciphertext(hostname, ciphertext))
+
+    async def ciphertext(self, hostname: str) -> str | None:
+        return await self._driver.read(lambda: escrow.ciphertext(hostname))
+
+    async def ciphertexts(self, after: str = "", limit: int = 100) -> list[Ciphertext]:
+        return await self._driver.read(lambda: escrow.ciphertexts(after, _bounded(limit)))
+
+    async def replace_ciphertexts(self, changes: Sequence[Resealed]) -> list[str]:
+        return await self._driver.write(lambda: escrow.replace_ciphertexts(changes))
+
+    async def use_escrow_token(self, key: str, now: datetime) -> TokenUse:
+        return await self._driver.write(lambda: escrow.use_token(key, now))
+
+    async def give_back_escrow_token(self, key: str) -> None:
+        await self._driver.write(lambda: escrow.give_back_token(key))
 
     # -- the audit chain ----------------------------------------------------------------------------------------------
     async def record(self, events: Sequence[Event]) -> None:

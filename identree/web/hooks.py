@@ -10,6 +10,8 @@ from twisted.web.iweb import IRequest
 
 from identree.app.journal import Journal
 from identree.app.ports import Monotonic
+from identree.app.trail import Trail
+from identree.core.events import AuthenticationFailed
 from identree.core.limits import SlidingWindow
 from identree.core.tokens import webhook_valid
 from identree.web.reading import Addresses, body, cut, first_header, is_json
@@ -29,6 +31,7 @@ class HookRoutes:
     :param secret: that senders sign with; empty: nobody can.
     :param refresh_wanted: to be called when the directory should be read anew. It must be cheap: calls in quick
         succession are for it to join.
+    :param trail: gets the audit records of wrong signatures; None: there are none.
     """
 
     router = Router()
@@ -41,6 +44,7 @@ class HookRoutes:
         addresses: Addresses,
         journal: Journal,
         monotonic: Monotonic,
+        trail: Trail | None = None,
     ) -> None:
         self.answers = TextAnswers()
         self._secret = secret.encode()
@@ -48,6 +52,7 @@ class HookRoutes:
         self._addresses = addresses
         self._journal = journal
         self._monotonic = monotonic
+        self._trail = trail
         self._logged = SlidingWindow(LOGGED_FAILURES, LOGGED_SECONDS)
 
     @router.route(WEBHOOK_PATH.decode("ascii"), methods=["POST"])
@@ -67,6 +72,9 @@ class HookRoutes:
 
     def _mismatch(self, request: IRequest) -> None:
         address, now = self._addresses.of(request), self._monotonic()
+        if self._trail is not None:
+            reason = f"signature mismatch: POST {WEBHOOK_PATH.decode('ascii')}"
+            self._trail.note(AuthenticationFailed, reason=reason, remote_addr=address)
         if self._logged.allowed(address, now):
             self._logged.record(address, now)
             self._journal.warn("AUTH_FAILURE webhook signature mismatch", remote_addr=address)

@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 from twisted.web.iweb import IRequest
 
 from identree.app.challenges import Challenges, Draft, Opened, Polled
-from identree.app.hosts import Credential, Hosts
+from identree.app.hosts import GRACE_STATUS, Credential, Hosts
 from identree.app.waiters import LONGEST_HOLD_SECONDS
 from identree.core import errors, names
 from identree.core.challenge import Status
@@ -30,7 +30,7 @@ from identree.web.reading import (
     json_string,
     query,
 )
-from identree.web.router import UNAVAILABLE_TEXT
+from identree.web.router import unavailable_text
 
 CHALLENGE_PATH = b"/api/challenge"
 CHALLENGE_PREFIX = b"/api/challenge/"
@@ -80,7 +80,7 @@ class HostAnswers:
     def unavailable(self, request: IRequest, error: Exception) -> bytes:
         replies.retry_after(request, replies.RETRY_UNAVAILABLE_SECONDS)
         seconds = replies.RETRY_UNAVAILABLE_SECONDS
-        return replies.json_error(request, 503, UNAVAILABLE_TEXT, poll_after=seconds)
+        return replies.json_error(request, 503, unavailable_text(error), poll_after=seconds)
 
     def wrong_method(self, request: IRequest) -> bytes:
         return replies.json_error(request, 405, "method not allowed")
@@ -173,7 +173,7 @@ class HostRoutes:
     async def grace_status(self, request: IRequest) -> bytes:
         presented, address = self._credentials.of(request), self._addresses.of(request)
         self._hosts.admit(presented, address)
-        self._hosts.authenticate(presented, address, "GET /api/grace-status")
+        self._hosts.authenticate(presented, address, GRACE_STATUS)
         parameters = query(request)
         username = parameters.get("username", "")
         if not username:

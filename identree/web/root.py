@@ -4,8 +4,9 @@ The web adapter, put together from finished collaborators.
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -16,7 +17,7 @@ from twisted.web.resource import IResource, Resource
 from identree.app.challenges import Challenges
 from identree.app.decisions import Decisions
 from identree.app.development import Development
-from identree.app.health import Health
+from identree.app.health import Health, InThread
 from identree.app.hosts import Hosts
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
@@ -24,6 +25,7 @@ from identree.app.people import People
 from identree.app.ports import Monotonic, Now
 from identree.app.provision import Provisioning
 from identree.app.rules import Rules
+from identree.app.trail import Trail
 from identree.app.waiters import Waiters
 from identree.core.addresses import Network, is_trusted
 from identree.storage.interface import Store
@@ -36,7 +38,7 @@ from identree.web.events import EVENTS_PATH, EventStreams
 from identree.web.forms import Forms
 from identree.web.hooks import WEBHOOK_BODY_BYTES, WEBHOOK_PATH, HookRoutes
 from identree.web.login import DevelopmentRoutes, LoginRoutes
-from identree.web.operations import HEALTH_PATH, METRICS_PATH, OperationsRoutes
+from identree.web.operations import HEALTH_PATH, LIVE_PATH, METRICS_PATH, READY_PATH, OperationsRoutes
 from identree.web.pages import PageRoutes
 from identree.web.provision import ProvisionRoutes
 from identree.web.reading import Addresses, Credentials, cut
@@ -54,7 +56,10 @@ _GET = frozenset({b"GET"})
 # These have answers of their own to a body that is too long.
 _JUDGES_BODY = frozenset({host_routes.CHALLENGE_PATH, b"/signout", b"/dev/seed-session", b"/dev/seed-history"})
 # HEAD is a wrong method everywhere else (spec/http-api section 2.4).
-_HEADS = frozenset({HEALTH_PATH, METRICS_PATH})
+_HEADS = frozenset({HEALTH_PATH, METRICS_PATH, LIVE_PATH, READY_PATH})
+# What is held until something happens is measured apart: its time is that of people.
+_POLL, _STREAM = "poll", "stream"
+_WAITS = re.compile(rb"[?&]wait=")
 
 
 class WebSettings(Protocol):
@@ -92,19 +97,32 @@ class Root(Resource):
         exact: Mapping[bytes, IResource],
         prefixes: Mapping[bytes, IResource],
         public_prefix: Callable[[], str] = str,
+        templates: Mapping[bytes, str] | None = None,
     ) -> None:
+        """:param templates: what the paths of a prefix look like, for metrics and the log."""
         super().__init__()
         self._public_prefix = public_prefix
         self._exact = dict(exact)
         self._prefix_names = frozenset(prefixes)
+        self._templates = {prefix: prefix.decode("ascii") for prefix in prefixes} | dict(templates or {})
         # the longest prefix that fits
         self._prefixes = sorted(prefixes.items(), key=lambda item: len(item[0]), reverse=True)
 
     def render(self, request: Any) -> Any:
         path: bytes = request.path
-        resource = self._exact.get(path) or self._prefixed(path)
-        if resource is None:
-            return self._elsewhere(request)
+        resource = self._exact.get(path)
+        if resource is not None:
+            request.route = path.decode("ascii")
+            if path == EVENTS_PATH:
+                request.held = _STREAM
+        else:
+            prefix = self._prefix_of(path)
+            if prefix is None:
+                return self._elsewhere(request)
+            name, resource = prefix
+            request.route = self._templates[name]
+            if name == host_routes.CHALLENGE_PREFIX and _WAITS.search(request.uri):
+                request.held = _POLL
         if cut(request) and path not in _JUDGES_BODY and not path.startswith(b"/api/"):
             return text(request, 413, "request body too large")
         if isinstance(resource, Direct):
@@ -115,10 +133,10 @@ class Root(Resource):
         request.postpath = [unquote(segment).encode("utf-8", "replace") for segment in _segments(path)]
         return resource.render(request)
 
-    def _prefixed(self, path: bytes) -> IResource | None:
-        for prefix, resource in self._prefixes:
-            if path.startswith(prefix):
-                return resource
+    def _prefix_of(self, path: bytes) -> tuple[bytes, IResource] | None:
+        for item in self._prefixes:
+            if path.startswith(item[0]):
+                return item
         return None
 
     def _elsewhere(self, request: IRequest) -> bytes:
@@ -131,7 +149,7 @@ class Root(Resource):
             clean += b"/"
         if clean == path:
             clean += b"/"
-        known = clean in self._exact or self._prefixed(clean) is not None
+        known = clean in self._exact or self._prefix_of(clean) is not None
         if not known or (clean == path + b"/" and clean not in self._prefix_names):
             return not_found(request)
         question = request.uri.partition(b"?")[2]
@@ -154,26 +172,34 @@ def _clean(path: bytes) -> list[bytes]:
     return segments
 
 
-def _tables(routers: Iterable[Klein]) -> tuple[dict[bytes, IResource], dict[bytes, IResource]]:
-    """Which paths each router knows: exact ones, and the prefixes of those with a variable part."""
+def _tables(
+    routers: Iterable[Klein],
+) -> tuple[dict[bytes, IResource], dict[bytes, IResource], dict[bytes, str]]:
+    """Which paths each router knows: exact ones, the prefixes of those with a variable part, and how they go on."""
     exact: dict[bytes, IResource] = {}
     prefixes: dict[bytes, IResource] = {}
+    templates: dict[bytes, str] = {}
     for router in routers:
         resource = router.resource()
         for rule in router.url_map.iter_rules():
             fixed, variable, _ = rule.rule.partition("<")
             (prefixes if variable else exact)[fixed.encode("ascii")] = resource
-    return exact, prefixes
+            if variable:
+                templates.setdefault(fixed.encode("ascii"), rule.rule)
+    return exact, prefixes, templates
 
 
 class Front:
     """The web server as the composition root sees it."""
 
-    def __init__(self, site: Site, streams: EventStreams) -> None:
+    def __init__(self, site: Site, streams: EventStreams, operations: OperationsRoutes) -> None:
         self.site = site
         self._streams = streams
+        self._operations = operations
 
     def close_streams(self) -> None:
+        """The server stops: streams end, and ``/readyz`` sends everybody to others."""
+        self._operations.leave()
         self._streams.close()
 
     def busy(self) -> int:
@@ -193,13 +219,14 @@ def build_root(
 
     :param public_prefix: what browsers put before our paths (``Rules.prefix``).
     """
-    exact, prefixes = _tables([one.router for one in routes])
+    exact, prefixes, templates = _tables([one.router for one in routes])
     posts = frozenset({b"POST"})
     exact[host_routes.CHALLENGE_PATH] = Direct(hosts.create, hosts.answers, posts)
+    templates[host_routes.CHALLENGE_PREFIX] = host_routes.CHALLENGE_PREFIX.decode("ascii") + "<id>"
     prefixes[host_routes.CHALLENGE_PREFIX] = Direct(hosts.challenge, hosts.answers, frozenset({b"GET", b"DELETE"}))
     exact[host_routes.GRACE_STATUS_PATH] = Direct(hosts.grace_status, hosts.answers, _GET)
     exact[EVENTS_PATH] = Direct(streams.open, streams.answers, _GET)
-    return Root(exact, prefixes, public_prefix)
+    return Root(exact, prefixes, public_prefix, templates)
 
 
 def build_site(
@@ -224,6 +251,9 @@ def build_site(
     provisioning: Provisioning | None = None,
     directory: DirectoryDesk | None = None,
     refresh_wanted: Callable[[], None] = lambda: None,
+    trail: Trail | None = None,
+    measure: Sequence[Callable[[], None]] = (),
+    in_thread: InThread | None = None,
     token: Callable[[int], str] = secrets.token_hex,
 ) -> Front:
     """
@@ -232,6 +262,9 @@ def build_site(
     :param provisioning: None: its endpoint does not exist.
     :param directory: None: its pages do not exist.
     :param refresh_wanted: what PocketID's webhook calls.
+    :param trail: gets the audit records of what strangers try.
+    :param measure: what brings gauges up to date, called before each scrape of the metrics; it must not block.
+    :param in_thread: runs what of the metrics is slow in a thread.
     :param token: returns n random bytes as hex.
     """
     addresses = Addresses(lambda: settings.trusted_proxies)
@@ -244,6 +277,24 @@ def build_site(
         limit_per_user=settings.max_streams_per_user,
     )
     store.subscribe(streams.heard)
+
+    def measure_connections() -> None:
+        metrics.http_connections.set(len(site))
+        metrics.http_connections_limit.set(site.limit)
+
+    operations = OperationsRoutes(
+        clock=reactor,
+        health=health,
+        metrics=metrics,
+        store=store,
+        waiters=lambda: (len(waiters), waiters.limit),
+        streams=lambda: (len(streams), streams.limit),
+        metrics_token=settings.metrics_token,
+        now=now,
+        monotonic=monotonic,
+        measure=(measure_connections, *measure),
+        in_thread=in_thread,
+    )
     routes: list[Routes] = [
         PageRoutes(
             decisions=decisions,
@@ -253,23 +304,14 @@ def build_site(
             ends_at=people.session_ends_at,
             address=addresses.of,
             monotonic=monotonic,
+            journal=journal or Journal(),
         ),
         StaticRoutes(renderer.assets),
         ActionRoutes(
             decisions=decisions, people=people, sessions=sessions, addresses=addresses, cards=renderer, rules=rules
         ),
         LoginRoutes(people=people, sessions=sessions, addresses=addresses, cards=renderer, rules=rules),
-        OperationsRoutes(
-            clock=reactor,
-            health=health,
-            metrics=metrics,
-            store=store,
-            waiters=lambda: (len(waiters), waiters.limit),
-            streams=lambda: (len(streams), streams.limit),
-            metrics_token=settings.metrics_token,
-            now=now,
-            monotonic=monotonic,
-        ),
+        operations,
     ]
     if settings.dev_login and development is not None:
         routes.append(
@@ -301,6 +343,7 @@ def build_site(
             addresses=addresses,
             journal=journal or Journal(),
             monotonic=monotonic,
+            trail=trail,
         )
     )
     root = build_root(
@@ -329,5 +372,8 @@ def build_site(
         max_per_address=settings.max_connections_per_address,
         many_clients=lambda address: is_trusted(address, settings.trusted_proxies),
         wall=lambda: now().timestamp(),
+        monotonic=monotonic,
+        observe=metrics.http_answered,
+        observe_held=metrics.http_held_over,
     )
-    return Front(site, streams)
+    return Front(site, streams, operations)

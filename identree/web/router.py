@@ -4,7 +4,8 @@ Routes with the error table: refusals of the domain become answers here and nowh
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from identree.core import errors, names
 from identree.core.errors import Refused
+from identree.core.requests import current
 from identree.web.reading import form, wants_json
 from identree.web.replies import RETRY_UNAVAILABLE_SECONDS, json_error, retry_after, text
 
@@ -42,6 +44,13 @@ PROVIDER_UNAVAILABLE = "provider_unavailable"
 SIGNED_OUT = "signed_out"
 
 UNAVAILABLE_TEXT = "the server cannot reach its database, please try again"
+UNRECORDED_TEXT = "the server cannot record this, its disk is full or read-only; please tell its administrator"
+
+
+def unavailable_text(error: Exception) -> str:
+    """What people are told when the database or the audit log cannot take it."""
+    return UNRECORDED_TEXT if getattr(error, "reason", "") == "full" else UNAVAILABLE_TEXT
+
 
 _log = Logger()
 
@@ -114,7 +123,7 @@ class TextAnswers:
 
     def unavailable(self, request: IRequest, error: Exception) -> bytes:
         retry_after(request, RETRY_UNAVAILABLE_SECONDS)
-        return text(request, 503, UNAVAILABLE_TEXT)
+        return text(request, 503, unavailable_text(error))
 
     def wrong_method(self, request: IRequest) -> bytes:
         return text(request, 405, "method not allowed")
@@ -191,14 +200,46 @@ def not_found(request: IRequest) -> bytes:
     return text(request, 404, "404 page not found")
 
 
+def log_crash(request: Any, failure: Failure) -> None:
+    """
+    The line of a bug. The path stands in it as its template, since what stands in the place of a variable part is
+    somebody's code or the id of a challenge.
+    """
+    client = request.getClientAddress()
+    attributes = {
+        "request_id": getattr(request, "request_id", None) or "",
+        "remote": getattr(client, "host", ""),
+        "method": request.method.decode("latin-1"),
+        "path": getattr(request, "route", ""),
+        "value": f"{getattr(failure.type, '__name__', failure.type)}: {failure.getErrorMessage()}",
+        "stack": failure.getTraceback(),
+    }
+    _log.failure("panic in handler", failure, attributes=attributes)
+
+
 def internal_error(request: IRequest, failure: Failure) -> bytes:
     """A bug: all of it to the log, nothing to the client but what names the line in the log (its headers)."""
-    _log.failure("a request failed: {id}", failure, id=getattr(request, "request_id", "-"))
+    log_crash(request, failure)
     return text(request, 500, "internal error")
+
+
+@contextmanager
+def _on_behalf_of(request: IRequest) -> Iterator[None]:
+    """Log lines are the request's again: what is called when a coroutine has ended does not run in its context."""
+    before = current.set(getattr(request, "request_id", None) or "")
+    try:
+        yield
+    finally:
+        current.reset(before)
 
 
 def answer(answers: Answers, request: IRequest, failure: Failure) -> bytes:
     """The error table."""
+    with _on_behalf_of(request):
+        return _answer(answers, request, failure)
+
+
+def _answer(answers: Answers, request: IRequest, failure: Failure) -> bytes:
     error = failure.value
     if isinstance(error, Refused):
         return answers.refused(request, error)

@@ -22,6 +22,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 
 from identree.core.addresses import throttle_key
+from identree.core.requests import current
+from identree.web.router import log_crash
 
 # Request line and headers, in bytes; and how many headers.
 HEADER_BYTES = 12_288
@@ -243,12 +245,18 @@ class Request(server.Request):
     """
     :ivar cut: the body was longer than ``limit``; ``content`` has its beginning.
     :ivar request_id: 16 hex digits, empty where the contract wants none; None before it is assigned.
+    :ivar route: the template of the path that it belongs to.
+    :ivar held: ``poll`` or ``stream`` when its answer waits for something to happen; empty when it does not.
     """
 
     defaultContentType = None
     limit = BODY_BYTES
     cut = False
     request_id: str | None = None
+    route = "other"
+    held = ""
+    # on the monotonic clock; None before it is whole and after it was counted
+    _began: float | None = None
 
     def __init__(self, channel: Channel, queued: object = None) -> None:
         super().__init__(channel, parsePOSTFormSubmission=False)
@@ -278,6 +286,9 @@ class Request(server.Request):
         site = self.site = self.channel.site
         self.prepath = []
         self.postpath = []
+        self._began = site.monotonic()
+        # nothing of the request before on this connection is left, in whose turn this one may begin
+        before = current.set("")
         try:
             absolute = _ABSOLUTE.match(self.uri)
             if absolute:  # RFC 9112 section 3.2.2
@@ -287,9 +298,12 @@ class Request(server.Request):
                 self._to_https(site)
                 return
             self.request_id = "" if self.path == b"/healthz" else site.token(8)
+            current.set(self.request_id)
             self.render(site.resource)
         except Exception:
             self.processingFailed(Failure())
+        finally:
+            current.reset(before)
 
     def render(self, resrc: IResource) -> None:
         body = resrc.render(self)
@@ -308,11 +322,29 @@ class Request(server.Request):
         http.Request.write(self, data)
 
     def finish(self) -> None:
+        status = str(self.code)
         http.Request.finish(self)
+        self._over(status)
+
+    def connectionLost(self, reason: Failure) -> None:
+        http.Request.connectionLost(self, reason)
+        self._over("gone")
+
+    def _over(self, status: str) -> None:
+        """Count it, once."""
+        began, self._began = self._began, None
+        if began is None:
+            return
+        site: Any = self.site
+        seconds = site.monotonic() - began
+        if self.held and status in ("200", "gone"):
+            site.observe_held(self.held, seconds)
+        else:
+            site.observe(self.route, status, seconds)
 
     def processingFailed(self, reason: Failure) -> Failure:
         """The crash guard: everything to the log, nothing to the client."""
-        self._log.failure("a request failed: {id}", reason, id=self.request_id or "-")
+        log_crash(self, reason)
         if self.startedWriting:
             self.channel.transport.abortConnection()
             return reason
@@ -343,6 +375,10 @@ class Site(server.Site):
     :param max_per_address: the same for one address, of IPv6 one /64 network.
     :param many_clients: whether an address stands for many clients, as a proxy of ours does; it has no such bound.
     :param wall: unix seconds for the header ``Date``; by default the reactor's.
+    :param monotonic: times the requests; by default the reactor's.
+    :param observe: told of every request that was not held: its route, its status (``gone`` when the client hung up
+        before the answer) and how many seconds it took.
+    :param observe_held: told of every other one: ``poll`` or ``stream``, and for how many seconds.
     """
 
     _log = Logger()
@@ -361,6 +397,9 @@ class Site(server.Site):
         max_per_address: int = MAX_CONNECTIONS,
         many_clients: Callable[[str], bool] = lambda address: False,
         wall: Callable[[], float] | None = None,
+        monotonic: Callable[[], float] | None = None,
+        observe: Callable[[str, str, float], None] = lambda route, status, seconds: None,
+        observe_held: Callable[[str, float], None] = lambda kind, seconds: None,
     ) -> None:
         super().__init__(
             root,
@@ -371,6 +410,9 @@ class Site(server.Site):
         )
         self.token = token
         self._wall: Callable[[], float] = wall or reactor.seconds
+        self.monotonic: Callable[[], float] = monotonic or reactor.seconds
+        self.observe = observe
+        self.observe_held = observe_held
         self._body_limits = dict(body_limits or {})
         self._max_connections = max_connections
         self._max_per_address = max_per_address
@@ -400,6 +442,11 @@ class Site(server.Site):
     def busy(self) -> int:
         """How many requests are being worked on."""
         return sum(1 for channel in self._channels if channel._handlingRequest and channel.requests)
+
+    @property
+    def limit(self) -> int:
+        """How many connections there may be."""
+        return self._max_connections
 
     def __len__(self) -> int:
         return len(self._channels)

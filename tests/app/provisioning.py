@@ -64,6 +64,7 @@ class Workshop:
             monotonic=world.clock.seconds,
             journal=world.journal,
             metrics=world.metrics,
+            trail=world.trail,
         )
         self.certificates = Certificates(
             store=world.store,

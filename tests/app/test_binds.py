@@ -10,9 +10,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from identree.app.binds import BindCode, Binds, Bound, Outcome, Peer
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
+from identree.app.trail import FROM_ONE_ADDRESS, Trail
 from identree.core.hosts import HostRegistry
 from identree.core.limits import FailureThrottle
 from identree.core.tokens import host_bind_password
+from tests.app.world import START
+from tests.fakes import memory_store
 
 SECRET = b"test-shared-secret-1234567890abcdef"
 BASE = "dc=example,dc=com"
@@ -388,3 +391,75 @@ class BackOffTests(BindTestCase):
         self.binds = self.world.binds(by_dn=throttle)
         self.fail(1, "cn=" + "x" * 60_000)
         self.assertLess(max(len(key) for key in throttle._offenders), 64)
+
+
+class TrailTests(BindTestCase):
+    """What the audit log has of failed binds."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.store = memory_store()
+        trail = Trail(store=self.store, now=lambda: START, monotonic=lambda: self.world.now)
+        self.binds = self.world.binds(trail=trail)
+
+    def records(self) -> list[tuple[str, str, str, str]]:
+        """User, host, reason and address of all records so far, which must be of the one kind."""
+        records = [json.loads(record.plain) for record in self.store.log.records]
+        self.assertLessEqual({record["event"] for record in records}, {"ldap_bind_failed"})
+        names = ("username", "hostname", "reason", "remote_addr")
+        return [tuple(record.get(name, "") for name in names) for record in records]  # type: ignore[misc]
+
+    def test_names(self) -> None:
+        """The first value of the DN, empty for what is no DN; the host's name where it is a host's DN."""
+        self.world.registry = registry("db1")
+        right = HostPasswordTests.VECTORS[0][1]
+        for dn, password in ((SERVICE, "x"), (f"uid=alice,{BASE}", "x"), ("nonsense", "x"), (WEB1, "x"), (WEB1, right)):
+            self.simple(dn, password)
+        host = ("web1.example.com", "web1.example.com")
+        self.assertEqual(
+            [record[:3] for record in self.records()],
+            [
+                ("readonly", "", "service account: wrong password"),
+                ("alice", "", "unknown DN: no such account"),
+                ("", "", "unknown DN: no such account"),
+                (*host, "provisioned host: wrong password"),
+                (*host, "provisioned host: not registered"),
+            ],
+        )
+        self.assertEqual({record[3] for record in self.records()}, {"192.0.2.1"})
+
+    def test_certificates(self) -> None:
+        """A certificate that does not fit the name."""
+        self.simple(WEB1, "", certificate="db1.example.com")
+        host = ("web1.example.com", "web1.example.com")
+        reason = "mTLS provisioned host: not the name in its certificate"
+        self.assertEqual(self.records(), [(*host, reason, "192.0.2.1")])
+
+    def test_anonymous(self) -> None:
+        """A refused anonymous bind has no name."""
+        self.simple("", "")
+        self.assertEqual(self.records(), [("", "", "anonymous: not allowed", "192.0.2.1")])
+
+    def test_right(self) -> None:
+        """Who is let in leaves nothing here."""
+        self.world.anonymous = True
+        self.simple(SERVICE, "the right one")
+        self.simple("", "")
+        self.assertEqual(self.records(), [])
+
+    def test_flood(self) -> None:
+        """A flood leaves a few records, and then the number of the others, also of those that were not looked at."""
+        for _ in range(500):
+            self.simple(SERVICE, "wrong")
+        self.assertEqual(len(self.records()), FROM_ONE_ADDRESS)
+        self.world.now += 61
+        self.simple(SERVICE, "wrong")
+        missed = 500 - FROM_ONE_ADDRESS
+        self.assertIn(f"and {missed} more of this kind", self.records()[-1][2])
+
+    def test_long_names(self) -> None:
+        """A stranger's long name makes no long record, a longer one than anybody can have is not read."""
+        for length in (1000, 8000):
+            self.simple("uid=" + "x" * length, "wrong")
+        self.assertLess(max(len(record.plain) for record in self.store.log.records), 1000)
+        self.assertEqual([record[0][:1] for record in self.records()], ["x", ""])

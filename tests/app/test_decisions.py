@@ -97,7 +97,8 @@ class ApprovalTests(DecisionCase):
             now_result(self.decisions.approve(self.alice, id))
         self.assertTrue(now_result(self.decisions.approve(self.carol, id)).complete)
         self.assertEqual(
-            self.world.store.events, ["challenge_created", "challenge_partially_approved", "challenge_approved"]
+            self.world.store.events,
+            ["challenge_created", "challenge_partially_approved", "approval_refused", "challenge_approved"],
         )
 
     def test_quorum_of_spellings(self) -> None:
@@ -249,7 +250,7 @@ class GraceTests(DecisionCase):
         self.assertEqual(self.ends(), [3600])
 
     def test_revoke_all(self) -> None:
-        """A user's own; everybody's when an admin names nobody; one event per person."""
+        """A user's own; everybody's when an admin names nobody; one event each time."""
         now_result(self.decisions.approve(self.bob, self.challenge("bob")))
         self.assertEqual(now_result(self.decisions.revoke_all(self.bob)), 1)
         self.assertEqual(self.ends(), [3600])

@@ -191,7 +191,7 @@ class OwnTests(ProvisionTestCase):
     def test_other_secret(self) -> None:
         """Another host's."""
         self.assertRaises(HostnameMismatch, self.shop.provision, "web1", WEB2)
-        self.assertEqual(self.world.store.events, [])
+        self.assertNotIn("certificate_issued", self.world.store.events)
 
     def test_own_certificate(self) -> None:
         """A host's certificate."""
@@ -231,7 +231,7 @@ class StrictTests(ProvisionTestCase):
         """But not a second one while the first is valid."""
         for hostname in ("web1", "WEB1", "web1."):
             self.assertRaises(StillCertified, self.shop.provision, hostname, GLOBAL)
-        self.assertEqual(self.world.store.events, ["certificate_issued"])
+        self.assertEqual(self.world.store.events.count("certificate_issued"), 1)
 
     def test_renewal(self) -> None:
         """The host itself renews, by its certificate or its own secret."""
@@ -256,7 +256,7 @@ class StrictTests(ProvisionTestCase):
 
         self.world.store.host_certificate = nothing  # type: ignore[method-assign]
         self.assertRaises(StillCertified, self.shop.provision, "web1", GLOBAL)
-        self.assertEqual(self.world.store.events, ["certificate_issued"])
+        self.assertEqual(self.world.store.events.count("certificate_issued"), 1)
 
     def test_lenient(self) -> None:
         """Without strictness the global secret gets another one, as deployed installations rely on."""

@@ -22,6 +22,7 @@ from identree.app.metrics import Metrics
 from identree.app.people import Caller, People
 from identree.app.ports import Identity
 from identree.app.rules import Rules
+from identree.app.trail import Trail
 from identree.app.waiters import Waiters
 from identree.core.errors import LoginFailed
 from identree.core.hosts import HostRegistry
@@ -78,6 +79,7 @@ class World:
         self.journal = journal = Journal(
             Logger(observer=lambda event: self.log.append((event["message"], dict(event["attributes"]))))
         )
+        self.trail = Trail(store=self.store, now=self.now, monotonic=self.clock.seconds)
         self._numbers = count(1)
         self.hosts = Hosts(
             shared_secret=SECRET.encode(),
@@ -86,6 +88,7 @@ class World:
             monotonic=self.clock.seconds,
             journal=journal,
             metrics=self.metrics,
+            trail=self.trail,
         )
         self.waiters = Waiters(self.clock, limit=100)
         self.store.subscribe(self.waiters.heard)
@@ -111,6 +114,7 @@ class World:
             now=self.now,
             journal=journal,
             metrics=self.metrics,
+            trail=self.trail,
         )
         self.provider = FakeProvider()
         self.people = People(
@@ -127,6 +131,7 @@ class World:
             form_limit=SlidingWindow(30, 60),
             journal=journal,
             metrics=self.metrics,
+            trail=self.trail,
         )
 
     def now(self) -> datetime:

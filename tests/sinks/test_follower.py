@@ -42,6 +42,8 @@ class MemoryFeed:
         self.cut = -1
         self.broken = False
         self.longest_read = 0
+        # reads wait for it
+        self.slow: Deferred[None] | None = None
         self._waiting: list[tuple[int, Deferred[None]]] = []
 
     @property
@@ -80,6 +82,8 @@ class MemoryFeed:
 
     async def after(self, seq: int, limit: int) -> list[Sealed]:
         self._check()
+        if self.slow is not None:
+            await self.slow
         found = [record for record in self.records if record.seq > max(seq, self.cut)][:limit]
         self.longest_read = max(self.longest_read, len(found))
         return found
@@ -377,6 +381,18 @@ class FollowerTests(SynchronousTestCase):
         under_way.errback(Unavailable("lost"))
         self.clock.advance(FIRST_RETRY_SECONDS)
         self.assertEqual(self.receiver.got, [0, 0, 1])
+
+    def test_connection_lost_while_reading(self) -> None:
+        """What is read from the database at that moment does not overtake what may be lost."""
+        self.settling()
+        self.feed.add(2)
+        reading: Deferred[None] = Deferred()
+        self.feed.slow = reading
+        self.feed.add(2)
+        self.receiver.lost()
+        self.feed.slow = None
+        reading.callback(None)
+        self.assertEqual(self.receiver.got, [0, 1, 0, 1, 2, 3])
 
     def test_lost_again_after_all_settled(self) -> None:
         """A connection over which everything has settled takes nothing with it."""

@@ -11,6 +11,7 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from identree.sinks.formats import CEF, FORMATS, OCSF, Format
 from identree.sinks.jsonl import JsonLog, SinkError, Target, parse_target
 from tests.sinks.records import lines, sealed
 
@@ -46,10 +47,10 @@ class Base(SynchronousTestCase):
         self.addCleanup(temporary.cleanup)
         self.directory = Path(temporary.name) / "log"
         self.path = self.directory / "audit.log"
-        self.rotation_failures: list[SinkError] = []
+        self.troubles: list[SinkError] = []
 
     def log(self, **changes: object) -> JsonLog:
-        log = JsonLog(Target(self.path), rotation_failed=self.rotation_failures.append, **changes)
+        log = JsonLog(Target(self.path), trouble=self.troubles.append, **changes)
         self.addCleanup(log.close)
         return log
 
@@ -79,8 +80,11 @@ class FileTests(Base):
         self.path.symlink_to(target)
         error = self.assertRaises(SinkError, self.log().open)
         self.assertEqual(error.errno, errno.ELOOP)
-        self.assertIn("it is a symbolic link; name the real file", str(error))
-        self.assertIn(str(self.path), str(error))
+        self.assertEqual(
+            str(error),
+            f"the audit log {self.path} cannot be written (Too many levels of symbolic links): it is a symbolic link; "
+            "name the real file",
+        )
 
     def test_not_a_file(self) -> None:
         """A FIFO without a reader and a directory are refused at once."""
@@ -101,8 +105,8 @@ class FileTests(Base):
         self.assertEqual(self.path.read_bytes(), lines(records[1:]))
 
     def test_synced(self) -> None:
-        """With fsync ``always`` a batch is synced once; with ``never`` not at all."""
-        for policy, calls in (("always", 1), ("never", 0)):
+        """With fsync ``always`` a batch is synced once; with the other policies not before it is answered."""
+        for policy, calls in (("always", 1), ("interval", 0), ("off", 0)):
             log = self.log(fsync=policy)
             with mock.patch("os.fdatasync") as synced:
                 log.write(sealed(10))
@@ -115,6 +119,170 @@ class FileTests(Base):
         log.close()
         log.write(sealed(2)[1:])
         self.assertEqual(self.path.read_bytes(), lines(sealed(2)))
+
+    def test_emptied_from_outside(self) -> None:
+        """A file that was emptied in place (copytruncate) goes on at its new end, also when a write fails."""
+        records = sealed(3)
+        log = self.log()
+        log.write(records[:1])
+        os.truncate(self.path, 0)
+        with mock.patch("os.fdatasync", side_effect=OSError(errno.EIO, "Input/output error")):
+            self.assertRaises(SinkError, log.write, records[1:2])
+        self.assertEqual(self.path.read_bytes(), b"")
+        log.write(records[1:])
+        self.assertEqual(self.path.read_bytes(), lines(records[1:]))
+
+    def test_reopened(self) -> None:
+        """After ``reopen`` the next record goes to the file that has the name then."""
+        records = sealed(2)
+        log = self.log()
+        log.write(records[:1])
+        log.reopen()
+        self.path.rename(self.directory / "moved")
+        log.write(records[1:])
+        self.assertEqual((self.directory / "moved").read_bytes(), lines(records[:1]))
+        self.assertEqual(self.path.read_bytes(), lines(records[1:]))
+
+
+class IntervalTests(Base):
+    """With fsync ``interval``."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.interval = self.log(fsync="interval")
+        self.synced: list[str] = []
+        fsync, fdatasync = os.fsync, os.fdatasync
+
+        def name(file: int) -> str:
+            return "directory" if stat.S_ISDIR(os.fstat(file).st_mode) else "file"
+
+        def directory(file: int) -> None:
+            self.synced.append(name(file))
+            fsync(file)
+
+        def data(file: int) -> None:
+            self.synced.append(name(file))
+            fdatasync(file)
+
+        self.enterContext(mock.patch("os.fsync", directory))
+        self.enterContext(mock.patch("os.fdatasync", data))
+
+    def test_nothing_written(self) -> None:
+        """Before the first record there is nothing to sync."""
+        self.interval.sync()
+        self.assertEqual(self.synced, [])
+
+    def test_once(self) -> None:
+        """What was written is synced by the next call and not again; the new file's name with it."""
+        self.interval.write(sealed(2))
+        self.interval.write(sealed(2))
+        self.assertEqual(self.synced, [])
+        self.interval.sync()
+        self.assertEqual(self.synced, ["file", "directory"])
+        self.interval.sync()
+        self.assertEqual(self.synced, ["file", "directory"])
+        self.interval.write(sealed(1))
+        self.interval.sync()
+        self.assertEqual(self.synced, ["file", "directory", "file"])
+
+    def test_rotated(self) -> None:
+        """A file is synced before a rotation lets go of it."""
+        log = self.log(fsync="interval", max_bytes=1)
+        log.write(sealed(1))
+        self.assertEqual(self.synced[0], "file")
+
+    def test_closed(self) -> None:
+        """Closing syncs."""
+        self.interval.write(sealed(1))
+        self.interval.close()
+        self.assertEqual(self.synced, ["file", "directory"])
+
+    def test_other_policies(self) -> None:
+        """With ``always`` nothing is left for the call to do, and with ``off`` it does nothing."""
+        for policy in ("always", "off"):
+            log = self.log(fsync=policy)
+            log.write(sealed(1))
+            self.synced.clear()
+            log.sync()
+            self.assertEqual(self.synced, [])
+
+    def test_failure(self) -> None:
+        """A failure says what may be lost, and the next call tries again."""
+        self.interval.write(sealed(1))
+        with mock.patch("os.fdatasync", side_effect=OSError(errno.EIO, "Input/output error")):
+            error = self.assertRaises(SinkError, self.interval.sync)
+        self.assertEqual(error.errno, errno.EIO)
+        self.assertIn("may not be on the disk", str(error))
+        self.interval.sync()
+        self.assertEqual(self.synced, ["file", "directory"])
+
+    def test_failure_at_rotation(self) -> None:
+        """A file that cannot be synced when it is rotated away is told of, and the records go on."""
+        log = self.log(fsync="interval", max_bytes=1)
+        with mock.patch("os.fdatasync", side_effect=OSError(errno.EIO, "Input/output error")):
+            log.write(sealed(1))
+            log.write(sealed(2)[1:])
+        self.assertEqual(len(self.troubles), 2)
+        self.assertIn("may not be on the disk", str(self.troubles[0]))
+        self.assertEqual((self.directory / "audit.log.1").read_bytes(), lines(sealed(2)[1:]))
+
+    def test_standard_output(self) -> None:
+        """Standard output has nothing to sync, close or open."""
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        self.addCleanup(os.close, writer)
+        log = JsonLog(Target(), stdout=writer, fsync="interval")
+        log.write(sealed(1))
+        log.sync()
+        log.reopen()
+        log.write(sealed(2)[1:])
+        self.assertEqual(os.read(reader, 65536), lines(sealed(2)))
+
+
+class FormatTests(Base):
+    def written(self, form: Format, count: int) -> bytes:
+        return b"".join(form.text(record) + b"\n" for record in sealed(count))
+
+    def test_lines(self) -> None:
+        """Each record is one line of the format."""
+        for form in FORMATS.values():
+            with self.subTest(form.name):
+                self.path = self.directory / form.name
+                self.log(form=form).write(sealed(3))
+                self.assertEqual(self.path.read_bytes(), self.written(form, 3))
+
+    def test_output(self) -> None:
+        """Standard output gets the format too."""
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        self.addCleanup(os.close, writer)
+        JsonLog(Target(), stdout=writer, form=CEF).write(sealed(2))
+        self.assertEqual(os.read(reader, 65536), self.written(CEF, 2))
+
+    def test_torn(self) -> None:
+        """A torn last line is cut off, in whatever format it was written and is written now."""
+        self.directory.mkdir()
+        for old in FORMATS.values():
+            for new in FORMATS.values():
+                whole, last = self.written(old, 2), old.text(sealed(3)[2])
+                for torn in (last[:1], last[: len(old.begins)], last[:100], last):
+                    self.path.write_bytes(whole + torn)
+                    self.log(form=new).open()
+                    self.assertEqual(self.path.read_bytes(), whole, (old.name, new.name))
+
+    def test_last_seq(self) -> None:
+        """The last record counts, also where the format was changed there and back."""
+        records = sealed(6)
+        for first, form in enumerate((OCSF, CEF, FORMATS["native"])):
+            self.log(form=form).write(records[2 * first : 2 * first + 2])
+            for reader in FORMATS.values():
+                self.assertEqual(self.log(form=reader).last_seq("a1"), 2 * first + 1)
+
+    def test_rotation(self) -> None:
+        """The size is that of what is written."""
+        log = self.log(form=OCSF, max_bytes=len(self.written(OCSF, 2)))
+        log.write(sealed(3))
+        self.assertEqual((self.directory / "audit.log.1").read_bytes(), self.written(OCSF, 2))
 
 
 class FailureTests(Base):
@@ -218,8 +386,8 @@ class RotationTests(Base):
         with mock.patch("os.rename", side_effect=OSError(errno.EACCES, "Permission denied", "x", None, "y")):
             log.write(records[1:2])
             log.write(records[2:3])
-        self.assertEqual(len(self.rotation_failures), 1)
-        self.assertIn("goes on growing", str(self.rotation_failures[0]))
+        self.assertEqual(len(self.troubles), 1)
+        self.assertIn("goes on growing", str(self.troubles[0]))
         self.assertEqual((self.directory / "audit.log.1").read_bytes(), lines(records[:1]))
         self.assertEqual(self.path.read_bytes(), lines(records[1:3]))
         log.write(records[3:])
@@ -251,7 +419,7 @@ class RotationTests(Base):
         log.open()
         with mock.patch("os.open", side_effect=OSError(errno.EMFILE, "Too many open files")):
             log.write(records[:1])
-        self.assertEqual(self.rotation_failures[0].errno, errno.EMFILE)
+        self.assertEqual(self.troubles[0].errno, errno.EMFILE)
         log.write(records[1:])
         self.assertEqual((self.directory / "audit.log.2").read_bytes(), lines(records[:1]))
         self.assertEqual((self.directory / "audit.log.1").read_bytes(), lines(records[1:]))
@@ -284,7 +452,7 @@ class LastSeqTests(Base):
 
     def test_long_file(self) -> None:
         """Only the end of a long file is read."""
-        log = self.log(max_bytes=0, fsync="never")
+        log = self.log(max_bytes=0, fsync="off")
         log.write(sealed(6000))
         self.assertGreater(self.path.stat().st_size, 1 << 20)
         self.assertEqual(log.last_seq("a1"), 5999)

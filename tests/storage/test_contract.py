@@ -15,6 +15,7 @@ from identree.storage.opening import open_store
 from identree.storage.store import SqlStore
 from tests.contracts.certificates import CertificateContract
 from tests.contracts.directory import DirectoryContract
+from tests.contracts.escrow import EscrowContract
 from tests.contracts.feed import FeedContract
 from tests.contracts.store import StoreContract
 from tests.fakes import MemoryLog, memory_store
@@ -23,7 +24,7 @@ from tests.postgres import cluster
 INSTANCES = ["0123456789abcdef", "1123456789abcdef", "2123456789abcdef"]
 
 
-class MemoryStoreTests(StoreContract, DirectoryContract, CertificateContract, FeedContract, TestCase):
+class MemoryStoreTests(StoreContract, DirectoryContract, CertificateContract, EscrowContract, FeedContract, TestCase):
     """Everybody's fake."""
 
     def setUp(self) -> None:
@@ -42,7 +43,7 @@ class MemoryStoreTests(StoreContract, DirectoryContract, CertificateContract, Fe
         return self._open(**{"instance": "0123456789abcdef", "log": self.log, **options})
 
 
-class _ServedTests(StoreContract, DirectoryContract, CertificateContract, FeedContract):
+class _ServedTests(StoreContract, DirectoryContract, CertificateContract, EscrowContract, FeedContract):
     """A server's store, with threads or connections."""
 
     driver: str

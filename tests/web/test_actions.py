@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -9,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from identree.core import tokens
 from identree.core.errors import StorageUnavailable
 from identree.core.policy import Policies
-from tests.web.front import Front, Response
+from tests.web.front import PEER, Front, Response
 
 FORMS = (
     "/api/challenges/approve",
@@ -481,3 +482,58 @@ class ScriptTests(ActionTestCase):
         """Anything but exactly ``application/json`` is a browser."""
         headers = {"Accept": "text/html, application/json", "Content-Type": "application/x-www-form-urlencoded"}
         self.assertIn("CARD", self.front.ask("POST", "/api/challenges/approve", headers).text)
+
+
+class AuditTests(ActionTestCase):
+    """What each form leaves in the audit log: what was typed into it, and from where."""
+
+    def recorded(self, path: str, **fields: str) -> dict[str, str]:
+        """The optional columns of the one record that the form left."""
+        before = len(self.world.store.log.records)
+        self.assertEqual(self.front.post(path, **fields).code, 303)
+        [record] = [json.loads(sealed.plain) for sealed in self.world.store.log.records[before:]]
+        self.assertEqual(record["remote_addr"], PEER)
+        return {name: record[name] for name in ("event", "hostname", "actor", "reason") if name in record}
+
+    def test_decisions(self) -> None:
+        """The reasons of the forms; one that is no reason is none."""
+        self.front.sign_in()
+        for action, field, event in (("approve", "reason", "approved"), ("reject", "deny_reason", "rejected")):
+            for typed, reason in ((" why ", {"reason": "why"}), ("a\x01b", {})):
+                found = self.recorded(f"/api/challenges/{action}", challenge_id=self.challenge(), **{field: typed})
+                wanted = {"event": f"challenge_{event}", "hostname": "web1", "actor": "alice", **reason}
+                self.assertEqual(found, wanted)
+
+    def test_all(self) -> None:
+        """Reject-all takes a reason too, approve-all the request's."""
+        self.front.sign_in()
+        self.challenge(hostname="")
+        found = self.recorded("/api/challenges/reject-all", deny_reason="no")
+        wanted = {"event": "challenge_rejected", "hostname": "(unknown)", "actor": "alice", "reason": "no"}
+        self.assertEqual(found, wanted)
+        self.front.create({"username": "alice", "hostname": "web1", "reason": "asked"})
+        found = self.recorded("/api/challenges/approve-all", reason="not looked at")
+        wanted = {"event": "challenge_approved", "hostname": "web1", "actor": "alice", "reason": "asked"}
+        self.assertEqual(found, wanted)
+
+    def test_sessions(self) -> None:
+        """The host of the form, whatever its spelling; none where all sessions are meant."""
+        self.front.sign_in()
+        for path, typed, event, hostname in (
+            ("extend", "WEB1.", "session_extended", {"hostname": "web1"}),
+            ("extend", "(unknown)", "session_extended", {"hostname": "(unknown)"}),
+            ("extend-all", "", "session_extended", {}),
+            ("revoke", "(unknown)", "session_revoked", {"hostname": "(unknown)"}),
+            ("revoke-all", "", "sessions_revoked_bulk", {}),
+        ):
+            self.seed()
+            self.seed(hostname="")
+            found = self.recorded(f"/api/sessions/{path}", hostname=typed)
+            self.assertEqual(found, {"event": event, **hostname, "actor": "alice"})
+
+    def test_behind_a_proxy(self) -> None:
+        """The address is the one that a trusted proxy names, not the proxy's."""
+        self.front.trust("192.0.2.0/24")
+        self.front.create(X_Forwarded_For="198.51.100.9")
+        record = json.loads(self.world.store.log.records[-1].plain)
+        self.assertEqual(record["remote_addr"], "198.51.100.9")

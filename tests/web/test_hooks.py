@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import json
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -10,11 +11,14 @@ from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
 from identree.app.journal import Journal
+from identree.app.trail import Trail
 from identree.core.addresses import Network, parse_networks
 from identree.web.hooks import LOGGED_FAILURES, LOGGED_SECONDS, WEBHOOK_BODY_BYTES, WEBHOOK_PATH, HookRoutes
 from identree.web.reading import Addresses
 from identree.web.root import Root
 from identree.web.site import Site
+from tests.app.world import START
+from tests.fakes import memory_store
 from tests.web.front import Connection, Response, encoded
 
 PATH = "/api/webhook/pocketid"
@@ -36,13 +40,14 @@ class HookTests(SynchronousTestCase):
         self.log: list[tuple[str, dict[str, Any]]] = []
         self.site = self.build(SECRET)
 
-    def build(self, secret: str) -> Site:
+    def build(self, secret: str, trail: Trail | None = None) -> Site:
         routes = HookRoutes(
             secret=secret,
             refresh_wanted=self.refresh,
             addresses=Addresses(lambda: self.trusted),
             journal=Journal(Logger(observer=lambda e: self.log.append((e["message"], dict(e["attributes"]))))),
             monotonic=self.clock.seconds,
+            trail=trail,
         )
         return Site(
             Root({WEBHOOK_PATH: routes.router.resource()}, {}),
@@ -118,6 +123,18 @@ class HookTests(SynchronousTestCase):
             self.assert_refused(self.ask(X_Webhook_Signature=value), 403, "invalid signature")
         line = ("AUTH_FAILURE webhook signature mismatch", {"remote_addr": "192.0.2.7"})
         self.assertEqual(self.log, [line] * len(wrong))
+
+    def test_recorded(self) -> None:
+        """A wrong signature stands in the audit trail, with the client's address; a right one does not."""
+        store = memory_store()
+        trail = Trail(store=store, now=lambda: START, monotonic=self.clock.seconds)
+        self.site = self.build(SECRET, trail)
+        self.ask()
+        self.ask(X_Webhook_Signature="no")
+        [record] = [json.loads(sealed.plain) for sealed in store.log.records]
+        shown = [record.get(name) for name in ("event", "username", "reason", "remote_addr")]
+        reason = "signature mismatch: POST /api/webhook/pocketid"
+        self.assertEqual(shown, ["authentication_failed", "", reason, "192.0.2.7"])
 
     def test_logged_seldom(self) -> None:
         """A flood from one address is ten lines per minute."""

@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
+from treq.testing import StubTreq
+from twisted.logger import Logger
+
+from identree.app.journal import Journal
 from identree.core.challenge import HistoryEntry
 from identree.core.policy import Policies
+from identree.web.pages import PageRoutes
+from identree.web.sessions import BrowserSessions
 from tests.web.house import EXTERNAL_URL, result
 from tests.web.test_render import Document, PageCase
 
@@ -122,6 +129,42 @@ class ApproveTests(PageCase):
         [field] = [attributes for tag, attributes in page.tags if attributes.get("name") == "reason"]
         self.assertIn("required", field)
         self.assertIn(("option", {"value": "Testing"}), page.tags)
+
+
+class AccessTests(PageCase):
+    def setUp(self) -> None:
+        super().setUp()
+        house = self.house
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+        log = Logger(observer=lambda event: self.lines.append((event["message"], dict(event["attributes"]))))
+        routes = PageRoutes(
+            decisions=house.decisions,
+            sessions=BrowserSessions(house.people, lambda: house.rules),
+            render=house.renderer,
+            rules=lambda: house.rules,
+            ends_at=house.people.session_ends_at,
+            address=lambda request: "192.0.2.7",
+            monotonic=house.reactor.seconds,
+            journal=Journal(log),
+        )
+        self.http = StubTreq(routes.router.resource())
+
+    def test_line(self) -> None:
+        """Each look at a code is logged with the code's letters, whether there is such a request or not."""
+        code = self.house.ask("alice").user_code
+        for wanted in (code.lower(), "ABCDEF-000000"):
+            self.get(f"/approve/{wanted}")
+        prefixes = [code[:6], "ABCDEF"]
+        shown = [{"path": "/approve/", "remote_addr": "192.0.2.7", "code_prefix": prefix} for prefix in prefixes]
+        self.assertEqual(self.lines, [("ACCESS", attributes) for attributes in shown])
+        self.assertEqual(list(self.lines[0][1]), ["path", "remote_addr", "code_prefix"])
+
+    def test_no_code(self) -> None:
+        """What is no code is not logged, and neither are looks beyond the limit."""
+        self.get("/approve/nonsense")
+        for _ in range(12):
+            self.get(UNKNOWN)
+        self.assertEqual(len(self.lines), 9)
 
 
 class FollowTests(PageCase):

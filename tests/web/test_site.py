@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import Logger, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 
+from identree.app.journal import Journal
+from identree.core.requests import current
+from identree.serverlog import observer
 from identree.web.site import (
     BODY_BYTES,
     CLOSE_SECONDS,
@@ -23,7 +29,7 @@ from identree.web.site import (
     Site,
 )
 from tests.app.world import SECRET, World
-from tests.web.front import Front, encoded
+from tests.web.front import Connection, Front, encoded
 
 COMMON = {
     "x-content-type-options": "nosniff",
@@ -433,3 +439,215 @@ class ConnectionsOfOneAddressTests(SynchronousTestCase):
         for channel in channels:
             self.hang_up(channel)
         self.assertEqual((len(self.site), self.site._by_address), (0, {}))
+
+
+class RequestIdTests(SiteTestCase):
+    """The id of an answer stands in everything that the request left behind."""
+
+    def recorded(self, event: str) -> list[str]:
+        records = [json.loads(record.plain) for record in self.front.world.store.log.records]
+        return [record.get("request_id", "") for record in records if record["event"] == event]
+
+    def log(self) -> StringIO:
+        """The server log, of the journal and of everybody else, as it is written."""
+        out = StringIO()
+        writer = observer("debug", as_json=True, out=out)
+        world = self.front.world
+        journal = Journal(Logger(namespace="identree", observer=writer))
+        for owner in (world.hosts, world.challenges, world.decisions, world.people):
+            owner._journal = journal  # type: ignore[attr-defined]
+        globalLogPublisher.addObserver(writer)
+        self.addCleanup(globalLogPublisher.removeObserver, writer)
+        return out
+
+    @staticmethod
+    def ids(out: StringIO, message: str) -> list[str]:
+        lines = [json.loads(line) for line in out.getvalue().splitlines()]
+        return [line.get("request_id", "") for line in lines if line["msg"] == message]
+
+    def test_audit_record(self) -> None:
+        """The record of what was done has the id of the request that did it."""
+        created = self.front.create()
+        self.front.sign_in("alice")
+        rejected = self.front.post("/api/challenges/reject", challenge_id=created.json["challenge_id"])
+        self.assertEqual(rejected.code, 303)
+        ids = [created.header("X-Request-ID"), rejected.header("X-Request-ID")]
+        self.assertEqual([*self.recorded("challenge_created"), *self.recorded("challenge_rejected")], ids)
+
+    def test_over_a_wait(self) -> None:
+        """It is still there after the database has answered, whoever else has been served meanwhile."""
+        world = self.front.world
+        answers: list[Deferred[None]] = []
+        by_id = world.store.challenge
+
+        async def slow(id: str) -> Any:
+            answers.append(Deferred())
+            await answers[-1]
+            return await by_id(id)
+
+        first, second = self.front.create(), self.front.create({"username": "alice", "hostname": "web2"})
+        world.store.challenge = slow  # type: ignore[method-assign]
+        self.front.sign_in("alice")
+        out = self.log()
+        waiting = [self.start_reject(created.json["challenge_id"], "alice") for created in (first, second)]
+        while answers:
+            answers.pop().callback(None)
+        ids = [connection.response().header("X-Request-ID") for connection in waiting]  # type: ignore[union-attr]
+        self.assertEqual(len(set(ids)), 2)
+        self.assertEqual(set(self.recorded("challenge_rejected")), set(ids))
+        self.assertEqual(set(self.ids(out, "REJECTED")), set(ids))
+        self.assertEqual(current.get(), "")
+
+    def start_reject(self, id: str, username: str) -> Connection:
+        fields = {"username": username, **self.front.csrf(username), "challenge_id": id}
+        body = "&".join(f"{name}={value}" for name, value in fields.items()).encode()
+        return self.front.start(
+            "POST", "/api/challenges/reject", {"Content-Type": "application/x-www-form-urlencoded"}, body
+        )
+
+    def test_refusals(self) -> None:
+        """So have the lines of requests that were refused."""
+        out = self.log()
+        refused = self.front.create(secret="wrong")
+        self.assertEqual(refused.code, 401)
+        self.assertEqual(self.ids(out, "AUTH_FAILURE"), [refused.header("X-Request-ID")])
+
+    def test_a_bug(self) -> None:
+        """So has the line of a bug, in front of what else is known of the request; no id or code is in its path."""
+        out = self.log()
+
+        async def broken(*_: object) -> object:
+            raise RuntimeError("a bug")
+
+        async def broken_later(*_: object) -> object:
+            await held
+            raise RuntimeError("a bug")
+
+        id = self.front.create().json["challenge_id"]
+        held: Deferred[None] = Deferred()
+        for bug in (broken, broken_later):
+            self.front.world.store.challenge = bug  # type: ignore[method-assign, assignment]
+            connection = self.front.start("GET", f"/api/challenge/{id}?hostname=web1", {"X-Shared-Secret": SECRET})
+            if not held.called and bug is broken_later:
+                held.callback(None)
+            response = connection.response()
+            assert response is not None
+            self.assertEqual(response.code, 500)
+            line = json.loads(out.getvalue().splitlines()[-1])
+            self.assertEqual(
+                list(line), ["time", "level", "msg", "request_id", "remote", "method", "path", "value", "stack"]
+            )
+            self.assertEqual((line["level"], line["msg"]), ("ERROR", "panic in handler"))
+            self.assertEqual(line["request_id"], response.header("X-Request-ID"))
+            self.assertEqual((line["remote"], line["method"]), ("192.0.2.7", "GET"))
+            self.assertEqual((line["path"], line["value"]), ("/api/challenge/<id>", "RuntimeError: a bug"))
+        self.assertNotIn(id, out.getvalue())
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
+
+    def test_nothing_is_left(self) -> None:
+        """What happens outside of requests has no id; nor has /healthz."""
+        seen: list[str] = []
+
+        async def probe() -> str:
+            seen.append(current.get())
+            return "ok"
+
+        self.front.probe = probe
+        connection = self.front.connect()
+        connection.send(encoded("GET", "/nowhere") + encoded("GET", "/healthz"))
+        self.assertEqual((seen, current.get()), ([""], ""))
+
+
+class DurationTests(SiteTestCase):
+    """Requests are counted by what they belong to, not by what was asked."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.seen: list[tuple[str, str, float]] = []
+        self.held: list[tuple[str, float]] = []
+        site = self.front.site
+        site.observe = lambda route, status, seconds: self.seen.append((route, status, seconds))
+        site.observe_held = lambda kind, seconds: self.held.append((kind, seconds))
+
+    def routes(self) -> list[tuple[str, str]]:
+        return [(route, status) for route, status, _ in self.seen]
+
+    def test_templates(self) -> None:
+        """Paths with a variable part are one route, and all unknown ones are another."""
+        self.front.poll("0" * 32)
+        self.front.poll("nonsense")
+        self.front.ask("GET", "/nowhere")
+        self.front.ask("GET", "/elsewhere//")
+        self.front.ask("OPTIONS", "/theme")
+        self.assertEqual(
+            self.routes(),
+            [
+                ("/api/challenge/<id>", "410"),
+                ("/api/challenge/<id>", "400"),
+                ("other", "404"),
+                ("other", "404"),
+                ("/theme", "405"),
+            ],
+        )
+
+    def test_redirected(self) -> None:
+        """What is sent to https belongs to nothing yet."""
+        self.front.ask("GET", "/theme", {"X-Forwarded-Proto": "http"})
+        self.assertEqual(self.routes(), [("other", "301")])
+
+    def test_seconds(self) -> None:
+        """From the whole request to the end of the answer: a refused creation takes 5 ms."""
+        self.front.create(secret="wrong")
+        [(route, status, seconds)] = self.seen
+        self.assertEqual((route, status), ("/api/challenge", "401"))
+        self.assertAlmostEqual(seconds, 0.005)
+
+    def test_gone(self) -> None:
+        """A client that does not wait for the answer is counted as gone, once."""
+        connection = self.front.start("POST", "/api/challenge", {"Content-Type": "application/json"}, b"{}")
+        self.clock.advance(0.001)
+        connection.hang_up()
+        self.clock.advance(1)
+        self.assertEqual(self.routes(), [("/api/challenge", "gone")])
+
+    def test_held(self) -> None:
+        """What was held until something happened is measured apart; its refusals are not."""
+        id = self.front.create().json["challenge_id"]
+        self.seen.clear()
+        path = f"/api/challenge/{id}?hostname=web1&wait=20"
+        poll = self.front.start("GET", path, {"X-Shared-Secret": SECRET})
+        self.clock.advance(20)
+        self.assertIsNotNone(poll.response())
+        self.front.ask("GET", path, {"X-Shared-Secret": "wrong"})
+        self.assertEqual(self.held, [("poll", 20.0)])
+        self.assertEqual(self.routes(), [("/api/challenge/<id>", "401")])
+
+    def test_not_held(self) -> None:
+        """A poll that does not want to wait is a request like others."""
+        id = self.front.create().json["challenge_id"]
+        self.seen.clear()
+        self.front.poll(id, "?hostname=await=1")
+        self.assertEqual((self.held, [route for route, _ in self.routes()]), ([], ["/api/challenge/<id>"]))
+
+    def test_streams(self) -> None:
+        """So are the streams of browsers."""
+        self.front.ask("GET", "/api/events")
+        self.front.sign_in()
+        self.seen.clear()
+        stream = self.front.start("GET", "/api/events")
+        self.clock.advance(7)
+        stream.hang_up()
+        self.assertEqual((self.held, self.seen), ([("stream", 7.0)], []))
+
+    def test_unanswerable(self) -> None:
+        """What is no request is not counted as one."""
+        connection = self.front.connect()
+        connection.send(b"nonsense\r\n\r\n")
+        connection.hang_up()
+        self.assertEqual((self.seen, self.held), ([], []))
+
+    def test_connections(self) -> None:
+        """The site knows how many connections it has, and how many there may be."""
+        before = len(self.front.site)
+        self.front.connect()
+        self.assertEqual((len(self.front.site) - before, self.front.site.limit), (1, 50))
