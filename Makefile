@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Build artefacts: the agent, the screenshots of the tests, the numbers of the benchmarks.
 BUILD := build
 
-.PHONY: help venv runtime-venv system-packages demo test lint bench agent catalogues docs screenshots clean lock
+.PHONY: help venv runtime-venv system-packages demo test lint bench agent catalogues docs screenshots dashboards clean lock
 
 help: ## what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -62,6 +62,11 @@ bench: $(VENV)/.dev catalogues agent ## the numbers, measured on this machine
 screenshots: system-packages $(VENV)/.dev catalogues agent ## take the README's pictures anew
 	$(BIN)/python -m pytest tests/e2e/test_sudo.py -q -k TestPictures
 	$(BIN)/python tools/readme_images.py
+
+dashboards: system-packages $(VENV)/.dev catalogues agent ## write the Grafana dashboards and draw their pictures anew
+	$(BIN)/python tools/dashboards.py write
+	$(BIN)/python -m pytest tests/e2e/test_monitoring.py -q
+	$(BIN)/python tools/plot_dashboards.py
 
 docs: $(VENV)/.runtime ## write docs/configuration.md from the settings registry
 	$(BIN)/python -m identree.settings.docs docs/configuration.md
