@@ -23,6 +23,12 @@ MIN_SECRET_BYTES = 32
 # Bounds of what the server may push (section 7), in seconds.
 MIN_POLL, MIN_TIMEOUT, MAX_TIMEOUT = 1.0, 5.0, 600.0
 
+# Break-glass (section 3). A cost above the greatest keeps a person waiting for seconds at the worst moment.
+DEFAULT_BREAKGLASS_FILE = "/etc/identree-breakglass"
+DEFAULT_ROTATION_DAYS, GREATEST_ROTATION_DAYS = 90, 36500
+DEFAULT_COST, LEAST_COST, GREATEST_COST = 12, 10, 15
+PASSWORD_TYPES = ("random", "passphrase", "alphanumeric")
+
 _TRUE = ("1", "t", "T", "TRUE", "true", "True")
 
 _HOST_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
@@ -47,17 +53,24 @@ class Config:
     :ivar secret: empty when this host authenticates by certificate alone.
     :ivar poll_interval, timeout: seconds.
     :ivar hostname: lower case, without trailing dot; empty when the kernel has none.
+    :ivar breakglass_enabled, breakglass_file, rotation_days, password_type, bcrypt_cost: of the break-glass password;
+        the type is checked where one is made.
+    :ivar token_cache_enabled, token_cache_dir, token_cache_issuer, token_cache_client_id: of the token cache, which is
+        off as long as issuer or client id are missing.
     :ivar warnings: for the log, not for the terminal.
+    :param server: there must be a server; without, ``server_url`` may be empty.
     """
 
-    def __init__(self, path: str, values: dict[str, str]) -> None:
+    def __init__(self, path: str, values: dict[str, str], *, server: bool = True) -> None:
         self.path = path
         self.warnings: list[str] = []
         self.server_url = values.get("IDENTREE_SERVER_URL", "").rstrip("/")
-        if not self.server_url:
+        if not self.server_url and server:
             raise ConfigError(f"IDENTREE_SERVER_URL is not set; write it to {path}")
         insecure = values.get("IDENTREE_INSECURE_ALLOW_HTTP_ESCROW", "") in _TRUE
-        self.scheme, self.host, self.port, self.base = split_url(self.server_url, path)
+        self.scheme, self.host, self.port, self.base = "", "", 0, ""
+        if self.server_url:
+            self.scheme, self.host, self.port, self.base = split_url(self.server_url, path)
         if self.scheme == "http" and not insecure:
             raise ConfigError(
                 f"IDENTREE_SERVER_URL in {path} must begin with https:// ({self.server_url}); "
@@ -78,6 +91,32 @@ class Config:
         self.syslog = values.get("IDENTREE_SYSLOG", "true") in _TRUE
         self.color = values.get("IDENTREE_COLOR", "auto") not in ("never", "no", "false", "0")
         self.hostname = _hostname(values.get("IDENTREE_HOSTNAME", ""), path)
+        self.breakglass_enabled = values.get("IDENTREE_BREAKGLASS_ENABLED", "true") in _TRUE
+        self.breakglass_file = values.get("IDENTREE_BREAKGLASS_FILE", DEFAULT_BREAKGLASS_FILE)
+        if not self.breakglass_file.startswith("/") or self.breakglass_file.endswith("/"):
+            raise ConfigError(f"IDENTREE_BREAKGLASS_FILE in {path} must be the absolute path of a file")
+        self.password_type = values.get("IDENTREE_BREAKGLASS_PASSWORD_TYPE", PASSWORD_TYPES[0])
+        self.rotation_days = min(
+            self._whole(values, "IDENTREE_BREAKGLASS_ROTATION_DAYS", DEFAULT_ROTATION_DAYS, 1), GREATEST_ROTATION_DAYS
+        )
+        self.bcrypt_cost = self._whole(values, "IDENTREE_BREAKGLASS_BCRYPT_COST", DEFAULT_COST, LEAST_COST)
+        if self.bcrypt_cost > GREATEST_COST:
+            self.warnings.append(f"IDENTREE_BREAKGLASS_BCRYPT_COST in {path} is cut to {GREATEST_COST}")
+            self.bcrypt_cost = GREATEST_COST
+        self.token_cache_enabled = values.get("IDENTREE_TOKEN_CACHE_ENABLED", "true") in _TRUE
+        self.token_cache_dir = values.get("IDENTREE_TOKEN_CACHE_DIR", "/run/identree")
+        self.token_cache_issuer = values.get("IDENTREE_TOKEN_CACHE_ISSUER", "")
+        self.token_cache_client_id = values.get("IDENTREE_TOKEN_CACHE_CLIENT_ID", "")
+
+    def _whole(self, values: dict[str, str], key: str, default: int, least: int) -> int:
+        """A whole number; the default for what is none or less than ``least``."""
+        text = values.get(key, "")
+        if not text:
+            return default
+        if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) < least:
+            self.warnings.append(f"{key} in {self.path} is not a number of at least {least}; using {default}")
+            return default
+        return int(text)
 
     def _seconds(self, values: dict[str, str], key: str, default: float) -> float:
         text = values.get(key, "")
@@ -103,6 +142,22 @@ class Config:
             if seconds > MAX_TIMEOUT:
                 self.warnings.append(f"the server's timeout of {seconds:g}s was cut to {MAX_TIMEOUT:g}s")
             self.timeout = min(max(seconds, MIN_TIMEOUT), MAX_TIMEOUT)
+
+    def push_verified(self, pushed: dict[str, object]) -> None:
+        """
+        Apply what the server pushed about break-glass and token cache. Nothing signs it either, so this is for pushes
+        that came with a challenge whose approval was genuine; nonsense is ignored.
+        """
+        enabled, cache = pushed.get("breakglass_enabled"), pushed.get("token_cache_enabled")
+        kind, days = pushed.get("breakglass_password_type"), pushed.get("breakglass_rotation_days")
+        if isinstance(enabled, bool):
+            self.breakglass_enabled = enabled
+        if isinstance(cache, bool):
+            self.token_cache_enabled = cache
+        if kind in PASSWORD_TYPES:
+            self.password_type = str(kind)
+        if isinstance(days, int) and not isinstance(days, bool) and days > 0:
+            self.rotation_days = min(days, GREATEST_ROTATION_DAYS)
 
 
 def split_url(url: str, path: str) -> tuple[str, str, int, str]:
@@ -157,10 +212,11 @@ def parse(text: str) -> dict[str, str]:
     return {key: value for key, value in values.items() if value}
 
 
-def load(path: str, overrides: dict[str, str] | None = None) -> Config:
+def load(path: str, overrides: dict[str, str] | None = None, *, server: bool = True) -> Config:
     """
     The configuration in ``path``, a missing file being an empty one.
 
+    :param server: whether there must be a server in it.
     :param overrides: an environment whose ``IDENTREE_*`` go before the file; none for everything that PAM starts.
     :raise ConfigError: the file is not trustworthy or not usable.
     """
@@ -169,7 +225,7 @@ def load(path: str, overrides: dict[str, str] | None = None) -> Config:
     for key, value in (overrides or {}).items():
         if key.startswith("IDENTREE_") and value:
             values[key] = value
-    config = Config(path, values)
+    config = Config(path, values, server=server)
     config.warnings[:0] = warnings
     return config
 

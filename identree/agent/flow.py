@@ -1,8 +1,9 @@
 """
-From the answer to the challenge request to the end (spec/host-agent sections 5.1 C to F, 5.2, 6, 7).
+From the answer to the challenge request to the end (spec/host-agent sections 5.1 B to F, 5.2, 6, 7).
 
 Nothing opens but an approval that carries this host's signature (when the host has a secret). Everything that is not
-signed can at most end the wait without opening.
+signed can at most end the wait without opening. The one way round is the break-glass password, and the one thing that
+leads to it is a server that cannot be reached: no connection, or a gateway that says so in place of an answer.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import json
 import time
 
-from identree.agent import journal, pam, tokens, watch
+from identree.agent import config as configuration
+from identree.agent import journal, pam, places, tokens, watch
 from identree.agent.messages import remaining
 from identree.agent.screen import Screen
 from identree.agent.text import clean
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from identree.agent.caller import Caller
     from identree.agent.config import Config
 
-# An unreachable server is tried again for this long in all (section 19.8): a restart is bridged, a person not annoyed.
+# An unreachable server is tried for this long in all (section 19.8): a restart is bridged, a person not annoyed.
 RETRY_SECONDS = 6.0
 RETRY_PAUSE_SECONDS = 1.0
 RETRY_CONNECT_SECONDS = 2.0
@@ -44,6 +46,14 @@ MAX_BACKOFF_SECONDS = 30.0
 # After so many failures in a row the person is told.
 SILENT_AFTER = 3
 
+# After more than so many, if it is that the server cannot be reached, the break-glass password is asked for. Until
+# then the pauses are short: a person waits, and connections that nobody answers burden nobody.
+VANISHED_AFTER = 5
+VANISHING_PAUSE_SECONDS = 4.0
+
+# What a gateway says when there is nobody behind it.
+_GATEWAY = (502, 503, 504)
+
 MAX_CHOICES = 20
 
 _ID_CHARACTERS = frozenset("0123456789abcdef")
@@ -57,6 +67,7 @@ class Failure(Exception):
     :ivar result: for the log.
     :ivar plain: a result, not a problem with a remedy.
     :ivar retry_after: seconds that the server asks to wait; 0 when it does not say.
+    :ivar unreachable: the server cannot be reached, which is what break-glass is for; nothing else is.
     """
 
     def __init__(
@@ -67,23 +78,32 @@ class Failure(Exception):
         plain: bool = False,
         serious: bool = False,
         retry_after: int = 0,
+        unreachable: bool = False,
         **values: object,
     ) -> None:
         super().__init__(key)
-        self.retry_after = retry_after
+        self.retry_after, self.unreachable = retry_after, unreachable
         self.key, self.result, self.plain, self.serious, self.values = key, result, plain, serious, values
 
 
 class Flow:
-    """One request for approval, for one person at one terminal."""
+    """
+    One request for approval, for one person at one terminal.
 
-    def __init__(self, config: Config, client: Client, watch_: watch.Watch, caller: Caller, user: str) -> None:
+    :param begun: the monotonic instant at which the server was first tried.
+    """
+
+    def __init__(
+        self, config: Config, client: Client, watch_: watch.Watch, caller: Caller, user: str, begun: float
+    ) -> None:
         self._config, self._client, self._watch, self._caller, self._user = config, client, watch_, caller, user
+        self._begun = begun
         self._screen = Screen(caller, color=config.color)
         self._challenge = ""
         self._rotate = self._revoke = ""
         self._told = True
-        self._progress, self._problem = "", False
+        self._progress, self._problem, self._offline = "", False, False
+        self._pushed: dict[str, object] = {}
         journal.enabled = config.syslog
 
     def run(self, first: Response | BaseException) -> int:
@@ -93,7 +113,10 @@ class Flow:
         if not self._config.secret:
             journal.record(result="warning", detail="no IDENTREE_SHARED_SECRET: answers are not verified")
         try:
-            self._flow(first)
+            try:
+                self._flow(first)
+            except Failure as e:
+                self._break_glass(e)
             return 0
         except Failure as e:
             values = {
@@ -113,11 +136,12 @@ class Flow:
             self._record(e.result, reason=e.key, status=e.values.get("status", ""), detail=detail, serious=e.serious)
         except watch.Left as e:
             watch.leave_on_signals()
-            self._cancel()
+            if not self._offline:
+                self._cancel()
             if isinstance(e, watch.ParentGone):
                 self._record("abandoned", reason="parent process ended")
             else:
-                self._screen.result("cancelled", "wait")
+                self._screen.result("breakglass_interrupted" if self._offline else "cancelled", "wait")
                 self._record("cancelled", reason="interrupted")
         finally:
             self._screen.clear()
@@ -130,18 +154,20 @@ class Flow:
             raise Failure("no_answer", "error", detail="invalid challenge ID format")
         self._challenge = identity
         self._rotate, self._revoke = _text(answer, "rotate_breakglass_before"), _text(answer, "revoke_tokens_before")
+        pushed = answer.get("client_config")
+        self._pushed = pushed if isinstance(pushed, dict) else {}
         if answer.get("status") == "approved":
             self._approved(answer)
+            self._report()
             return
         if not self._caller.interactive:
             self._cancel()
             raise Failure("non_interactive", "refused")
-        pushed = answer.get("client_config")
-        if isinstance(pushed, dict):
-            self._config.push(pushed)
+        self._config.push(self._pushed)
         notified = answer.get("notification_queued") is True or answer.get("notification_sent") is True
         self._screen.request(_url(answer), code, notified=notified)
         journal.record(user=self._user, challenge=identity[:8], result="pending")
+        self._report()
         limit = self._config.timeout
         expires = _number(answer, "expires_in")
         if expires > 0:
@@ -160,12 +186,10 @@ class Flow:
         asked = False
         outcome = first
         while True:
-            if isinstance(outcome, Unreachable) or (
-                isinstance(outcome, Response) and outcome.status in (502, 503, 504)
-            ):
+            if _unreachable(outcome):
                 outcome = self._retry(outcome, reason)
             if isinstance(outcome, Unreachable):
-                raise Failure("unreachable", "unreachable", detail=str(outcome))
+                raise Failure("unreachable", "unreachable", unreachable=True, detail=str(outcome))
             if isinstance(outcome, Untrusted):
                 raise Failure("untrusted", "error", serious=True, detail=clean(str(outcome), 200))
             if isinstance(outcome, WireError):
@@ -192,22 +216,21 @@ class Flow:
             return e
 
     def _retry(self, outcome: Response | BaseException, reason: str) -> Response | BaseException:
-        """Try for :data:`RETRY_SECONDS`; the last outcome when it stays so."""
-        until = time.monotonic() + RETRY_SECONDS
+        """
+        Try until :data:`RETRY_SECONDS` have passed since the beginning, but once at least: the last outcome when it
+        stays so.
+        """
+        now = time.monotonic()
+        until = max(self._begun + RETRY_SECONDS, now + RETRY_PAUSE_SECONDS + RETRY_CONNECT_SECONDS)
         detail = f"HTTP {outcome.status}" if isinstance(outcome, Response) else str(outcome)
         server = self._config.server_url
-        self._screen.problem("retrying", server=server, detail=detail, seconds=int(RETRY_SECONDS))
-        while True:
+        self._screen.problem("retrying", server=server, detail=detail, seconds=max(1, round(until - now)))
+        while until - time.monotonic() > RETRY_PAUSE_SECONDS:
             self._watch.sleep(RETRY_PAUSE_SECONDS)
-            left = until - time.monotonic()
-            if left <= 0:
-                return outcome
-            outcome = self._create(reason, min(RETRY_CONNECT_SECONDS, left))
-            if isinstance(outcome, Response):
-                if outcome.status not in (502, 503, 504):
-                    return outcome
-            elif not isinstance(outcome, Unreachable):
-                return outcome
+            outcome = self._create(reason, min(RETRY_CONNECT_SECONDS, max(until - time.monotonic(), 0.1)))
+            if not _unreachable(outcome):
+                break
+        return outcome
 
     def _justify(self, response: Response) -> str:
         body = _object(response, tolerant=True)
@@ -238,7 +261,8 @@ class Flow:
             target = clean(response.headers.get("location", ""), 200) or "another address"
             return Failure("redirected", "error", status=status, detail=target)
         if status >= 500:
-            return Failure("server_error", "error", status=status, detail=said)
+            gone = status in _GATEWAY and not self._challenge
+            return Failure("server_error", "error", unreachable=gone, status=status, detail=said)
         if status in (400, 415, 422):
             return Failure("bad_request", "error", status=status, detail=said or f"HTTP {status}")
         return Failure("other_status", "error", status=status, detail=said)
@@ -268,6 +292,11 @@ class Flow:
                     if failures == 1 or failures % 10 == 0:
                         self._record("poll failed", reason=clean(str(e), 200))
                     pause = _backoff(failures, e)
+                    if isinstance(e, Unreachable) and self._may_break_glass():
+                        pause = min(pause, VANISHING_PAUSE_SECONDS)
+                        if failures > VANISHED_AFTER:
+                            self._screen.problem("server_vanished", server=self._config.server_url)
+                            raise Failure("unreachable", "unreachable", unreachable=True, detail=str(e)) from None
                     self._problem = failures >= SILENT_AFTER
                     if self._problem and not told and not self._screen.terminal:
                         self._screen.problem("server_silent", server=self._config.server_url)
@@ -297,7 +326,12 @@ class Flow:
         query = f"?hostname={self._config.hostname}" if self._config.hostname else ""
         if hold:
             query += f"{'&' if query else '?'}wait={hold}"
-        return self._client.request("GET", path + query, timeout=min(hold + HOLD_GRACE_SECONDS, left + 3.0))
+        return self._client.request(
+            "GET",
+            path + query,
+            timeout=min(hold + HOLD_GRACE_SECONDS, left + 3.0),
+            connect_timeout=pam.FIRST_CONNECT_SECONDS,
+        )
 
     def _judge(self, response: Response) -> dict[str, object] | None:
         """
@@ -342,6 +376,7 @@ class Flow:
         else:
             self._screen.result("approved", "good")
         self._record("approved", reason="grace session" if answer.get("challenge_id") else "")
+        self._look_after()
 
     def _genuine(self, answer: dict[str, object], status: str, field: str) -> bool:
         if not self._config.secret:
@@ -350,6 +385,67 @@ class Flow:
         return tokens.verify(
             offered, self._config.secret, self._challenge, status, self._user, self._rotate, self._revoke
         )
+
+    # Break-glass (section 9)
+
+    def _may_break_glass(self) -> bool:
+        """Whether the host has a password for it, and somebody can be asked."""
+        config = self._config
+        return config.breakglass_enabled and self._caller.interactive and places.usable(config.breakglass_file)
+
+    def _break_glass(self, failure: Failure) -> None:
+        """
+        Ask for the break-glass password when the server cannot be reached; returns when it was right.
+
+        :raise Failure: it was not, or this is not what ``failure`` is about.
+        """
+        if not failure.unreachable or not self._may_break_glass():
+            raise failure
+        self._offline = True
+        self._screen.clear()
+        self._client.close()
+        from identree.agent import breakglass
+
+        caller, lang = self._caller, self._screen.lang
+        try:
+            breakglass.authenticate(self._config, self._watch, self._user, caller.tty, caller.pid, lang)
+        except breakglass.Refused as e:
+            refused = Failure(e.key, e.result, plain=e.plain, serious=True)
+            refused.values = e.values
+            raise refused from None
+        self._screen.result("breakglass_opened", "good")
+
+    def _report(self) -> None:
+        """Uses of the break-glass password that the server does not know of, now that it answers."""
+        if self._earnest() and places.to_report(places.PLACES):
+            places.detach(self._report_uses)
+
+    def _earnest(self) -> bool:
+        """Whether this is no trial with another file: that must change neither this host's password nor its record."""
+        return self._config.path == configuration.DEFAULT_PATH
+
+    def _report_uses(self) -> None:
+        from identree.agent import breakglass
+
+        breakglass.report_in_background(self._config)
+
+    def _look_after(self) -> None:
+        """After a genuine approval: what was pushed, and a new break-glass password when it is due."""
+        config = self._config
+        # The local word counts for whether there is break-glass at all: nothing signs what is pushed.
+        wanted, signalled = config.breakglass_enabled, self._rotate if config.secret else ""
+        if config.secret:
+            config.push_verified(self._pushed)
+        now = time.time()
+        if not (wanted and self._earnest()) or places.recently(places.PLACES.attempt, now, places.PAUSE_SECONDS):
+            return
+        if places.due(config.breakglass_file, config.rotation_days, signalled, now):
+            places.detach(lambda: self._rotate_password(signalled))
+
+    def _rotate_password(self, signalled: str) -> None:
+        from identree.agent import rotation
+
+        rotation.automatic(self._config, signalled)
 
     def _classic_pause(self, age: float) -> float:
         for until, pause in _EARLY:
@@ -391,6 +487,10 @@ class _BadStatus(WireError):
         super().__init__(f"HTTP {response.status}")
         after = response.headers.get("retry-after", "")
         self.after = float(after) if after.isascii() and after.isdigit() and len(after) < 6 else 0.0
+
+
+def _unreachable(outcome: object) -> bool:
+    return isinstance(outcome, Unreachable) or (isinstance(outcome, Response) and outcome.status in _GATEWAY)
 
 
 def _backoff(failures: int, error: Exception) -> float:

@@ -14,13 +14,15 @@ identree: the agent of a managed host
 
 usage: identree                     PAM helper; started by pam_exec, not by people
        identree setup [options]     let sudo ask for approval (identree setup --help)
+       identree rotate-breakglass   replace this host's break-glass password when it is due [--force] [--print]
+       identree verify-breakglass   check a break-glass password that you have
        identree --version
        identree --help
 
 It reads /etc/identree/client.conf."""
 
 _LATER = (
-    "rotate-breakglass verify-breakglass renew-cert heartbeat verify-install sign-script doctor status"  # of a host
+    "renew-cert heartbeat verify-install sign-script doctor status"  # of a host
 ).split()
 _SERVER = "serve add-host remove-host list-hosts rotate-host-secret check-config audit demo".split()
 
@@ -53,6 +55,14 @@ def dispatch(arguments: list[str]) -> int:
         from identree.agent import setup
 
         return setup.run(arguments[1:])
+    if command == "rotate-breakglass":
+        from identree.agent import rotation
+
+        return rotation.run(arguments[1:])
+    if command == "verify-breakglass":
+        from identree.agent import breakglass
+
+        return breakglass.run(arguments[1:])
     if command in _LATER:
         complain(f"identree: {command} comes in a later version of the agent")
         return 1

@@ -55,6 +55,17 @@ ENGLISH = {
     "justification_choice": "choice [{default}]: ",
     "justification_text": "reason: ",
     "justification_required": "a reason is required; give one with SUDO_REASON='...' sudo ...",
+    "server_vanished": "{server} became unreachable while the request was waiting",
+    "breakglass_banner": "*** BREAK-GLASS: {server} cannot be reached ***",
+    "breakglass_explain": "Enter the break-glass password of {host}. Its use is recorded, and reported later.",
+    "breakglass_prompt": "break-glass password: ",
+    "breakglass_opened": "break-glass password accepted; this use is on record",
+    "breakglass_failed": "authentication failed",
+    "breakglass_limited": "too many failed attempts; try again in {seconds} s",
+    "breakglass_interrupted": "interrupted",
+    "breakglass_no_terminal": "the server cannot be reached, and there is no terminal to ask for the break-glass "
+    "password at. Run sudo in a terminal.",
+    "breakglass_unusable": "the server cannot be reached, and break-glass is impossible on this host: {detail}",
 }
 
 GERMAN = {
@@ -102,9 +113,23 @@ GERMAN = {
     "justification_choice": "Auswahl [{default}]: ",
     "justification_text": "Begründung: ",
     "justification_required": "eine Begründung ist nötig; geben Sie sie mit SUDO_REASON='...' sudo ... an",
+    "server_vanished": "{server} ist nicht mehr erreichbar, während die Anfrage wartet",
+    "breakglass_banner": "*** NOTZUGANG: {server} ist nicht erreichbar ***",
+    "breakglass_explain": "Geben Sie das Notfallpasswort von {host} ein. Die Nutzung wird festgehalten und später "
+    "gemeldet.",
+    "breakglass_prompt": "Notfallpasswort: ",
+    "breakglass_opened": "Notfallpasswort angenommen; die Nutzung ist festgehalten",
+    "breakglass_failed": "Anmeldung fehlgeschlagen",
+    "breakglass_limited": "zu viele Fehlversuche; versuchen Sie es in {seconds} s erneut",
+    "breakglass_interrupted": "abgebrochen",
+    "breakglass_no_terminal": "der Server ist nicht erreichbar, und es gibt kein Terminal, um nach dem Notfallpasswort "
+    "zu fragen. Rufen Sie sudo in einem Terminal auf.",
+    "breakglass_unusable": "der Server ist nicht erreichbar, und ein Notzugang ist auf diesem Rechner nicht möglich: "
+    "{detail}",
 }
 
-# The other languages of LANGUAGES join here; until then they are spoken to in English.
+# The other languages of LANGUAGES join here; until then they are spoken to in English, but for what is said while the
+# server cannot be reached (identree.agent.outage).
 CATALOGUES = {"en": ENGLISH, "de": GERMAN}
 
 
@@ -134,8 +159,13 @@ def utf8(environ: Mapping[str, str]) -> bool:
 
 
 def say(lang: str, key: str, **values: object) -> str:
-    text = CATALOGUES.get(lang, ENGLISH).get(key) or ENGLISH[key]
-    return text.format(**values)
+    if lang in CATALOGUES:
+        text = CATALOGUES[lang].get(key)
+    else:
+        from identree.agent import outage  # not for everybody's every sudo
+
+        text = outage.CATALOGUES.get(lang, ENGLISH).get(key)
+    return (text or ENGLISH[key]).format(**values)
 
 
 def remaining(lang: str, seconds: int) -> str:

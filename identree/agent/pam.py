@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 from identree.agent import config as configuration
 from identree.agent.caller import Caller
@@ -64,6 +65,7 @@ def run() -> int:
         journal.record(user=user, result="error", reason="configuration", detail=str(e))
         return 1
     first: Response | BaseException
+    begun = time.monotonic()
     try:
         listen_to_signals()
         request = encode(user, config.hostname, caller, caller.reason)
@@ -72,7 +74,7 @@ def run() -> int:
         first = e
     from identree.agent import flow
 
-    return flow.Flow(config, client, watch, caller, user).run(first)
+    return flow.Flow(config, client, watch, caller, user, begun).run(first)
 
 
 def original_environment() -> bytes:
@@ -99,7 +101,7 @@ def ambiguous(block: bytes) -> bool:
 
 def _prepare() -> None:
     """Load what the answer will need, while the server makes it."""
-    from identree.agent import flow, screen, tokens  # noqa: F401
+    from identree.agent import flow, places, screen, tokens  # noqa: F401
 
 
 def valid_user(name: str) -> bool:
