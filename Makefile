@@ -53,7 +53,7 @@ lint: $(VENV)/.dev ## ruff, mypy, import contracts
 	$(BIN)/lint-imports
 
 test: system-packages $(VENV)/.dev catalogues agent lint ## lint and every test, on real parts
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n auto --dist loadgroup
 
 bench: $(VENV)/.dev catalogues agent ## the numbers, measured on this machine
 	tools/ensure-packages --bench

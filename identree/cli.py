@@ -19,6 +19,7 @@ usage: identree COMMAND
   audit verify FILE...   check hash chains and checkpoints of audit logs and exports; names the first bad record
   audit export           print the records of a span of time (--from, --to)
   audit parked           list the records that a sink would not take
+  escrow rekey           encrypt the break-glass passwords of the local back end anew (--new-key-file FILE)
   directory check        ask the running directory what sssd asks; show what came and how long it took
   directory show NAME    explain a person or a group: ids, groups, keys, every sudo rule and why
   certificates reset HOST
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "serve": _serve,
         "check-config": _check_config,
         "audit": _audit,
+        "escrow": _escrow,
         "healthcheck": _healthcheck,
         "demo": _demo,
         "directory": _directory,
@@ -109,6 +111,12 @@ def _audit(arguments: list[str]) -> int:
     from identree.auditcli import main as audit
 
     return audit(arguments)
+
+
+def _escrow(arguments: list[str]) -> int:
+    from identree.escrowcli import main as escrow
+
+    return escrow(arguments)
 
 
 def _directory(arguments: list[str]) -> int:

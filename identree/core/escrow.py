@@ -56,6 +56,21 @@ def checked_hostname(hostname: str) -> str:
     return hostname
 
 
+def checked_password(password: str) -> str:
+    """
+    The same, fit to be stored and to come back as it is.
+
+    :raise ValueError: it is empty, too long, or no text; the message has nothing of it.
+    """
+    try:
+        length = len(password.encode())
+    except UnicodeEncodeError:
+        raise ValueError("the password is no text that can be encoded as UTF-8") from None
+    if not 0 < length <= LONGEST_PASSWORD_BYTES:
+        raise ValueError(f"a password of 1 to {LONGEST_PASSWORD_BYTES} bytes can be escrowed, this one has {length}")
+    return password
+
+
 # -- which vault a host belongs to ------------------------------------------------------------------------------------
 def place_of(hostname: str, vault_map: Mapping[str, str], path: str) -> str:
     """
@@ -73,7 +88,7 @@ def place_of(hostname: str, vault_map: Mapping[str, str], path: str) -> str:
         pattern = normalised_hostname(key)
         if pattern == name:
             return vault_map[key]
-        if pattern == DEFAULT_KEY or len(pattern) <= longest:
+        if len(pattern) <= longest:
             continue
         # the star at the end decides, even where there is another one at the beginning
         if pattern.endswith("*"):

@@ -1066,7 +1066,7 @@ _s(
 _s("ESCROW_AUTH_ID", TEXT, "", "The account at the back end.", "identree", toml="escrow.auth_id", live=YES)
 _secret(
     "ESCROW_AUTH_SECRET",
-    "The account's secret.",
+    "The account's secret: a token of Vault or Connect, a secret id, an access token of Bitwarden, a client secret.",
     "the secret that the back end shows",
     bounds="at least 16 characters are advised",
 )
@@ -1075,7 +1075,7 @@ _s(
     TEXT,
     "",
     "Path or container at the back end.",
-    "secret/data/identree",
+    "secret/identree",
     toml="escrow.path",
     live=YES,
     bounds="for vault no . or .. in it",

@@ -48,8 +48,9 @@ class PlaceTests(SynchronousTestCase):
         self.assertEqual(self.place("web1", {}), "path")
 
     def test_default_is_no_pattern(self) -> None:
-        """The key default takes part in no comparison of lengths."""
+        """The key default takes part in no comparison of lengths, and is no prefix."""
         self.assertEqual(self.place("d1", {"d*": "a", "default": "b"}), "a")
+        self.assertEqual(self.place("defaultish", {"default*": "a", "default": "b"}), "a")
 
     def test_case(self) -> None:
         """Names come normalised, keys as somebody wrote them."""
