@@ -2,43 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import shutil
-import tempfile
 import unittest
-from pathlib import Path
 from unittest import mock
 
-from identree.agent import setup
-from tests.agent.scripted import Answer, ScriptedServer
-
-DEBIAN = b"""#%PAM-1.0
-
-# Set up user limits from /etc/security/limits.conf.
-session    required   pam_limits.so
-
-@include common-auth
-@include common-account
-@include common-session-noninteractive
-"""
-RED_HAT = b"""#%PAM-1.0
-auth       include      system-auth
-account    include      system-auth
-password   include      system-auth
-session    include      system-auth
-"""
-RED_HAT_LOGIN = b"""#%PAM-1.0
-auth       include      sudo
-account    include      sudo
-password   include      sudo
-session    optional     pam_keyinit.so force revoke
-session    include      sudo
-"""
-
-SOLE = b"auth    [success=done default=die]    pam_exec.so    quiet stdout /usr/local/bin/identree\n"
-CLASSIC = b"auth    required    pam_exec.so    stdout /usr/local/bin/identree\n"
+from identree.agent import setup, setup_files, setup_pam
+from tests.agent.scripted import Answer
+from tests.agent.setuphost import CLASSIC, DEBIAN, RED_HAT, RED_HAT_LOGIN, SOLE, MadeUpHost
 
 
 class EditTests(unittest.TestCase):
@@ -46,8 +16,8 @@ class EditTests(unittest.TestCase):
 
     def test_lines(self) -> None:
         """The two lines of the contract, byte for byte."""
-        self.assertEqual(setup.rule_for("sole", setup.AGENT), SOLE)
-        self.assertEqual(setup.rule_for("additional", setup.AGENT), CLASSIC)
+        self.assertEqual(setup_pam.rule_for("sole", setup.AGENT), SOLE)
+        self.assertEqual(setup_pam.rule_for("additional", setup.AGENT), CLASSIC)
 
     def test_place(self) -> None:
         """Before the first auth rule or include; at the end when there is none."""
@@ -62,7 +32,7 @@ class EditTests(unittest.TestCase):
             (b"# auth\nsession required x.so", b"# auth\nsession required x.so\n" + SOLE),
             (b"", SOLE),
         ):
-            self.assertEqual(setup.insert(before, "sole", setup.AGENT), after)
+            self.assertEqual(setup_pam.insert(before, "sole", setup.AGENT), after)
 
     def test_place_as_libpam_reads(self) -> None:
         """A CR ends no line and so no comment, blanks may follow a backslash, comments stand between and end a rule."""
@@ -78,12 +48,12 @@ class EditTests(unittest.TestCase):
             (b"session x.so # \\\nauth required y.so\n", b"session x.so # \\\n" + SOLE + b"auth required y.so\n"),
             (b"@INCLUDE common-auth\n", SOLE + b"@INCLUDE common-auth\n"),
         ):
-            self.assertEqual(setup.insert(before, "sole", setup.AGENT), after)
+            self.assertEqual(setup_pam.insert(before, "sole", setup.AGENT), after)
 
     def test_taken_out_whole(self) -> None:
         """A rule for the helper that goes on over comments and blank lines is one rule."""
         ours = b"auth required \\\n# why\n\n pam_exec.so stdout /usr/local/bin/identree\n"
-        self.assertEqual(setup.strip(b"# a \\\n" + ours + RED_HAT, setup.AGENT), b"# a \\\n" + RED_HAT)
+        self.assertEqual(setup_pam.strip(b"# a \\\n" + ours + RED_HAT, setup.AGENT), b"# a \\\n" + RED_HAT)
 
     def test_conversion(self) -> None:
         """Any rule that runs the helper through pam_exec counts as present, is converted in place, and is alone."""
@@ -93,7 +63,9 @@ class EditTests(unittest.TestCase):
             b"auth [success=1 default=ignore] pam_exec.so \\\n  /usr/local/bin/identree # old\n",
             CLASSIC + CLASSIC,
         ):
-            self.assertEqual(setup.insert(b"# x\n" + present + RED_HAT, "sole", setup.AGENT), b"# x\n" + SOLE + RED_HAT)
+            self.assertEqual(
+                setup_pam.insert(b"# x\n" + present + RED_HAT, "sole", setup.AGENT), b"# x\n" + SOLE + RED_HAT
+            )
 
     def test_same_mode(self) -> None:
         """A rule in the wanted mode is left as it is, with its own options."""
@@ -102,7 +74,7 @@ class EditTests(unittest.TestCase):
             ("additional", CLASSIC),
             ("additional", CLASSIC.replace(b"stdout", b"debug stdout")),
         ):
-            self.assertEqual(setup.insert(rule + RED_HAT, mode, setup.AGENT), rule + RED_HAT)
+            self.assertEqual(setup_pam.insert(rule + RED_HAT, mode, setup.AGENT), rule + RED_HAT)
 
     def test_not_ours(self) -> None:
         """Comments and rules that run something else are not ours."""
@@ -111,19 +83,19 @@ class EditTests(unittest.TestCase):
             + CLASSIC
             + b"auth required pam_exec.so /opt/identree\nauth required pam_x.so /usr/local/bin/identree\n"
         )
-        self.assertEqual(setup.strip(other, setup.AGENT), other)
+        self.assertEqual(setup_pam.strip(other, setup.AGENT), other)
 
     def test_another_path(self) -> None:
         """A helper at another path is ours there too."""
-        made = setup.insert(DEBIAN, "sole", "/opt/identree")
+        made = setup_pam.insert(DEBIAN, "sole", "/opt/identree")
         self.assertIn(b"stdout /opt/identree\n", made)
-        self.assertEqual(setup.strip(made, "/opt/identree"), DEBIAN)
+        self.assertEqual(setup_pam.strip(made, "/opt/identree"), DEBIAN)
 
     def test_includes(self) -> None:
         """Whether another service takes sudo's rules."""
-        self.assertTrue(setup.includes_sudo(RED_HAT_LOGIN))
-        self.assertTrue(setup.includes_sudo(b"@include sudo\n"))
-        self.assertFalse(setup.includes_sudo(RED_HAT + b"session include sudo\n"))
+        self.assertTrue(setup_pam.includes_sudo(RED_HAT_LOGIN))
+        self.assertTrue(setup_pam.includes_sudo(b"@include sudo\n"))
+        self.assertFalse(setup_pam.includes_sudo(RED_HAT + b"session include sudo\n"))
 
     def test_host_name(self) -> None:
         """The name is written once into client.conf, in place when it is there."""
@@ -132,54 +104,7 @@ class EditTests(unittest.TestCase):
         self.assertEqual(setup.name_host(before, "web01"), b"IDENTREE_HOSTNAME=web01\nA=1\n")
 
 
-class SetupTests(unittest.TestCase):
-    def setUp(self) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="identree-setup-"))
-        self.addCleanup(shutil.rmtree, self.root, True)
-        for name in ("etc/pam.d", "etc/identree", "usr/local/bin", "lib/x86_64-linux-gnu/security"):
-            (self.root / name).mkdir(parents=True)
-        (self.root / "lib/x86_64-linux-gnu/security/pam_exec.so").touch()
-        self.sudo, self.login = self.root / "etc/pam.d/sudo", self.root / "etc/pam.d/sudo-i"
-        self.conf = self.root / "etc/identree/client.conf"
-        self.agent = self.root / "usr/local/bin/identree"
-        self.helper("echo 0.1.0")
-        self.server = ScriptedServer(lambda request: Answer(200, {"status": "ok"}))
-        self.addCleanup(self.server.stop)
-        self.conf.write_text(
-            f"IDENTREE_SERVER_URL={self.server.url}\nIDENTREE_INSECURE_ALLOW_HTTP_ESCROW=true\nIDENTREE_HOSTNAME=web01\n"
-        )
-        self.conf.chmod(0o600)
-        self.debian()
-        self.said = ""
-
-    def helper(self, script: str) -> None:
-        self.agent.write_text(f"#!/bin/sh\n{script}\n")
-        self.agent.chmod(0o755)
-
-    def debian(self) -> None:
-        self.sudo.write_bytes(DEBIAN)
-        self.login.write_bytes(DEBIAN)
-        self.sudo.chmod(0o640)
-
-    def setup(self, *arguments: str) -> int:
-        """Run the command; all it said is in ``said``."""
-        out = io.StringIO()
-        with (
-            mock.patch.object(setup, "note", lambda line: print(line, file=out)),
-            mock.patch.object(setup, "complain", lambda line: print(line, file=out)),
-            contextlib.redirect_stdout(out),
-        ):
-            code = setup.run([f"--root={self.root}", *arguments])
-        self.said = out.getvalue()
-        return code
-
-    def tree(self) -> dict[str, tuple[bytes, int]]:
-        return {
-            str(path.relative_to(self.root)): (path.read_bytes(), path.stat().st_mode)
-            for path in sorted(self.root.rglob("*"))
-            if path.is_file()
-        }
-
+class SetupTests(MadeUpHost):
     def test_debian(self) -> None:
         """Both files get the line, keep mode and owner, and leave a backup."""
         self.assertEqual(self.setup(), 0, self.said)
@@ -218,7 +143,7 @@ class SetupTests(unittest.TestCase):
         self.setup()
         self.assertEqual(self.setup("--pam-mode=additional"), 0)
         self.assertIn(CLASSIC, self.sudo.read_bytes())
-        self.setup("--remove")
+        self.setup("--remove", "--keep-files")
         self.assertEqual(self.tree(), before)
 
     def test_remove_restores_bytes(self) -> None:
@@ -229,7 +154,7 @@ class SetupTests(unittest.TestCase):
                 before = self.tree()
                 self.assertEqual(self.setup(), 0, self.said)
                 self.assertNotEqual(self.sudo.read_bytes(), content)
-                self.assertEqual(self.setup("--remove"), 0, self.said)
+                self.assertEqual(self.setup("--remove", "--keep-files"), 0, self.said)
                 self.assertEqual(self.tree(), before)
 
     def test_remove_keeps_later_edits(self) -> None:
@@ -237,14 +162,14 @@ class SetupTests(unittest.TestCase):
         self.setup()
         edited = self.sudo.read_bytes() + b"session optional pam_umask.so\n"
         self.sudo.write_bytes(edited)
-        self.setup("--remove")
+        self.setup("--remove", "--keep-files")
         self.assertEqual(self.sudo.read_bytes(), DEBIAN + b"session optional pam_umask.so\n")
 
     def test_remove_does_not_bring_back_an_older_line(self) -> None:
         """A backup that already had the helper is not a state without it."""
         self.sudo.write_bytes(CLASSIC + DEBIAN)
         self.setup()
-        self.setup("--remove")
+        self.setup("--remove", "--keep-files")
         self.assertEqual(self.sudo.read_bytes(), DEBIAN)
 
     def test_remove_needs_nothing(self) -> None:
@@ -252,7 +177,7 @@ class SetupTests(unittest.TestCase):
         self.setup()
         self.agent.unlink()
         self.conf.unlink()
-        self.assertEqual(self.setup("--remove"), 0, self.said)
+        self.assertEqual(self.setup("--remove", "--keep-files"), 0, self.said)
         self.assertEqual(self.sudo.read_bytes(), DEBIAN)
 
     def test_dry_run(self) -> None:
@@ -273,12 +198,6 @@ class SetupTests(unittest.TestCase):
         self.assertEqual(self.setup(), 0, self.said)
         self.assertTrue(self.sudo.is_symlink())
         self.assertIn(SOLE, real.read_bytes())
-
-    def refused(self, word: str, *arguments: str) -> None:
-        before = self.tree()
-        self.assertEqual(self.setup(*arguments), 1)
-        self.assertIn(word, self.said)
-        self.assertEqual(self.tree(), before)
 
     def test_broken_helper(self) -> None:
         """A helper that is missing, cannot run or fails is found before anything is changed."""
@@ -320,28 +239,28 @@ class SetupTests(unittest.TestCase):
 
     def test_write_failure(self) -> None:
         """When the second file cannot be written the first is rolled back."""
-        real = setup.write
+        real = setup_files.write
 
-        def write(path: str, data: bytes, *, like: str) -> None:
+        def write(path: str, data: bytes, look: setup_files.Look) -> None:
             if path.endswith("sudo-i"):
                 raise OSError(28, "No space left on device", path)
-            real(path, data, like=like)
+            real(path, data, look)
 
-        with mock.patch.object(setup, "write", write):
+        with mock.patch.object(setup_files, "write", write):
             self.refused("No space left on device")
 
     def test_write_failure_for_good(self) -> None:
         """When a file cannot be put back either, that is said, with the place of the original, and the others are."""
-        real = setup.write
+        real = setup_files.write
         calls: list[str] = []
 
-        def write(path: str, data: bytes, *, like: str) -> None:
+        def write(path: str, data: bytes, look: setup_files.Look) -> None:
             calls.append(path)
             if path.endswith("sudo-i") or (path.endswith("sudo") and calls.count(path) > 1):
                 raise OSError(28, "No space left on device", path)
-            real(path, data, like=like)
+            real(path, data, look)
 
-        with mock.patch.object(setup, "write", write):
+        with mock.patch.object(setup_files, "write", write):
             self.assertEqual(self.setup(), 1)
         self.assertIn("could not be put back", self.said)
         self.assertEqual((self.root / "etc/pam.d/sudo.identree.bak").read_bytes(), DEBIAN)
@@ -374,6 +293,7 @@ class SetupTests(unittest.TestCase):
 
     def test_bad_arguments(self) -> None:
         """Unknown options, missing and bad values, and what comes later: a line, and nothing is done."""
+        self.refused("identree setup: ", "--remove", "--sssd")
         for argument in (
             "--frob",
             "--hostname",
@@ -382,8 +302,8 @@ class SetupTests(unittest.TestCase):
             "--agent-path=identree",
             "--agent-path=/a b",
             "--dry-run=yes",
-            "--sssd",
-            "--auditd",
+            "--keep-files",
+            "--sssd=yes",
             "extra",
         ):
             with self.subTest(argument):
