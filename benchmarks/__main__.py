@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import agents, dashboards, directory, hosts, peers, start
+from benchmarks import agents, audit, dashboards, directory, health, hosts, peers, start
 from benchmarks.report import Report, machine
 from benchmarks.server import raise_file_limit, temporary_directory
 from tests.e2e.server import REPOSITORY
@@ -42,6 +42,10 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "swaps": directory.swaps,
     "many": directory.many,
     "idle": directory.idle,
+    "audit": audit.through,
+    "added": audit.added,
+    "away": audit.away,
+    "health": health.while_all_hangs,
 }
 
 

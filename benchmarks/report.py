@@ -138,6 +138,15 @@ how long they live.
   and checks every answer. "New" asks each question once and nobody asks twice; "repeated" asks a few again and again.
   "8 under way" is how sssd uses its one connection when several programs ask it. Ratios are of one round, and their
   median counts.
+- **Audit events through three sinks**: a process with the server's store, JSON log and sinks, and nothing else of it,
+  commits 50 events at a time. Syslog over TCP, and Splunk and Loki with compressed batches of 100, go to one process
+  that only counts what arrives; the clock stops when the last sink has the last event and it is in the JSON log.
+- **Added to a creation**: two servers, one of which has the three sinks, are asked in turns, one creation after the
+  other. A run is the difference of the medians of one turn each.
+- **Memory while a receiver misses events**: the same process, with nobody on Splunk's port. What counts is how much
+  its peak grows after 20,000 events have filled what may be kept in memory.
+- **Health told**: each question on a connection of its own, while the processes of PostgreSQL are stopped and the
+  identity provider takes connections and says nothing.
 - **Turns of the reactor**: how long the server's event loop was away from its sockets, each time; measured in the
   server.
 
