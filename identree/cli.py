@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from identree import __version__
 
@@ -22,6 +23,13 @@ usage: identree COMMAND
   escrow rekey           encrypt the break-glass passwords of the local back end anew (--new-key-file FILE)
   directory check        ask the running directory what sssd asks; show what came and how long it took
   directory show NAME    explain a person or a group: ids, groups, keys, every sudo rule and why
+  add-host HOST          register a host; prints its secret (--users alice,bob, --group LABEL)
+  change-host HOST       change who may ask on a host, or its group
+  remove-host HOST       refuse a host from now on
+  list-hosts             list the registered hosts
+  rotate-host-secret HOST
+                         give a host a new secret
+  enrol HOST             make a token with which a host fetches its own secret, once (--ttl 1h)
   certificates reset HOST
                          strict provisioning: let the shared secret fetch one more certificate for a host
   healthcheck [URL]      ask a running server whether it is well (for container health checks)
@@ -43,6 +51,9 @@ HOST_COMMANDS = (
 )
 
 
+# The host registry's; identree.registrycli has the rest.
+REGISTRY_COMMANDS = ("add-host", "change-host", "remove-host", "list-hosts", "rotate-host-secret", "enrol")
+
 HEALTHCHECK_SECONDS = 4.0
 HEALTHCHECK_BYTES = 4096
 
@@ -60,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "demo": _demo,
         "directory": _directory,
         "certificates": _certificates,
+        **{name: partial(_registry, name) for name in REGISTRY_COMMANDS},
     }
     if command in ("--version", "-v", "version"):
         print(__version__)
@@ -129,6 +141,12 @@ def _certificates(arguments: list[str]) -> int:
     from identree.directorycli import certificates
 
     return certificates(arguments)
+
+
+def _registry(command: str, arguments: list[str]) -> int:
+    from identree.registrycli import main as registry
+
+    return registry(command, arguments)
 
 
 def _healthcheck(arguments: list[str]) -> int:

@@ -248,6 +248,12 @@ class DirectoryParts:
     settler: MemorySettler
     checks: tuple[Check, ...]
 
+    def disabled(self, username: str) -> bool:
+        """Whether the source says that this person's account is disabled."""
+        served = self.directory.served
+        users = served.source.users if served is not None else ()
+        return any(user.disabled for user in users if user.username == username)
+
     def registry_changed(self) -> None:
         self.listeners.factory.registry_changed()
 

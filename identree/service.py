@@ -40,6 +40,7 @@ from identree.app.hosts import Hosts
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
 from identree.app.people import SESSION_LIFE, People
+from identree.app.registry import Enrolments, LiveRegistry, RegistryFile
 from identree.app.rules import ClientDefaults, Rules
 from identree.app.statefiles import BadStateFile, StateFile
 from identree.app.trail import Trail
@@ -61,7 +62,6 @@ from identree.clients.oidc import OIDCProvider
 from identree.clients.vault import RENEW_LOOK_SECONDS
 from identree.core import tokens
 from identree.core.errors import SchemaTooNew, StorageUnavailable
-from identree.core.hosts import HostRegistry
 from identree.core.limits import FailureThrottle, SlidingWindow
 from identree.core.policy import Policies
 from identree.demo.pocketid import DemoPocketID, fill
@@ -78,6 +78,7 @@ from identree.directoryparts import (
     build_provisioning,
     build_trust,
 )
+from identree.hostparts import KEEP_SECONDS, build_hosts
 from identree.ldap.tls import ServerTLS, peer_name
 from identree.listening import listener, remedy, web_tls
 from identree.serverlog import keep_standard_streams, observer
@@ -88,6 +89,7 @@ from identree.storage.opening import SQLITE_NAMES, open_store
 from identree.storage.operations import Retention
 from identree.storage.store import SqlStore
 from identree.web.directory import ADMIN_PAGES
+from identree.web.fleet import HOSTS_PAGE
 from identree.web.operations import waiting_for_threads
 from identree.web.reading import Credentials
 from identree.web.render import Renderer
@@ -102,7 +104,6 @@ LAG_SECONDS = 0.25
 SYNC_SECONDS = 1.0
 # How often it is told how many records were left out of a burst of failures.
 TRAIL_SECONDS = 60.0
-REGISTRY_BYTES = 16 << 20
 POLICY_BYTES = 4 << 20
 # A sweep takes at most this many bounded batches, then lets others work.
 SWEEP_BATCHES = 20
@@ -367,7 +368,7 @@ class Identree(MultiService):
         if self._stopping and failure.check(CancelledError):
             return  # asked to stop before it was ready, which is no failure
         problem = remedy(failure.value)
-        if failure.check(CannotListenError, SchemaTooNew, StorageUnavailable, ValueError):
+        if failure.check(BadStateFile, CannotListenError, SchemaTooNew, StorageUnavailable, ValueError):
             self._log.error("identree cannot start: {problem}", problem=problem)
         else:
             self._log.failure("identree cannot start", failure)
@@ -417,20 +418,12 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
     keys = tokens.Keys.from_secrets(
         shared=settings.shared_secret, session=settings.session_secret, hmac=settings.hmac_secret
     )
-    registry = StateFile(
-        settings.host_registry_file,
-        REGISTRY_BYTES,
-        lambda raw: HostRegistry.empty() if raw is None else HostRegistry.parse(raw),
-        in_thread,
-        HostRegistry.succeeded_by,
-    )
     policies = StateFile(
         settings.approval_policies_file,
         POLICY_BYTES,
         lambda raw: Policies.empty() if raw is None else Policies.parse(raw),
         in_thread,
     )
-    _registry_read(log, metrics, registry())
     journal.info("POLICY engine loaded", policies=len(policies()))
     rules = rules_of(settings)
 
@@ -476,6 +469,22 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         adopts=settings.database_driver.strip().lower() not in SQLITE_NAMES,
     )
 
+    async def registry_changed() -> None:
+        metrics.registered_hosts.set(len(registry.stored))
+        if directory is not None:
+            directory.registry_changed()
+        if trust.authority is not None:
+            # a removed host's certificate is nobody's concern any more
+            await trust.certificates.measure()
+
+    registry = LiveRegistry(
+        store=store,
+        mode=settings.host_registry,
+        file=RegistryFile(settings.host_registry_file),
+        clock=reactor,
+        in_thread=in_thread,
+        changed=registry_changed,
+    )
     trail = Trail(store=store, now=now, monotonic=monotonic)
     throttle = FailureThrottle()
     hosts = Hosts(
@@ -601,7 +610,16 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
     credentials = Credentials()
     if trust.authority is not None and https is not None:
         credentials = Credentials(peer_name, hosts.certified, https.spoiled)
-    renderer = Renderer(rules=lambda: rules, now=now, admin_pages=ADMIN_PAGES if settings.ldap_enabled else ())
+    fleet = build_hosts(
+        around,
+        hosts=hosts,
+        registry=registry,
+        keys=keys,
+        rules=lambda: rules,
+        disabled=directory.disabled if directory else lambda username: False,
+    )
+    admin_pages = (HOSTS_PAGE, *(ADMIN_PAGES if settings.ldap_enabled else ()))
+    renderer = Renderer(rules=lambda: rules, now=now, admin_pages=admin_pages)
     metrics.audit_buffer_limit.set(settings.audit_buffer_size)
     health = Health(checks, reactor, monotonic, metrics.health_checked)
 
@@ -633,6 +651,18 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         journal=journal,
         credentials=credentials,
         provisioning=build_provisioning(around, trust, hosts, throttle),
+        enrolments=Enrolments(
+            store=store,
+            registry=registry,
+            hosts=hosts,
+            throttle=throttle,
+            now=now,
+            monotonic=monotonic,
+            token=secrets.token_hex,
+            journal=journal,
+            metrics=metrics,
+        ),
+        fleet=fleet.desk,
         directory=directory.desk if directory else None,
         refresh_wanted=directory.notify if directory else lambda: None,
         measure=(measure, sinks.measure),
@@ -652,6 +682,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         until = monotonic() + settings.shutdown_timeout.total_seconds()
         while front.busy() and monotonic() < until:
             await deferLater(reactor, 0.05, lambda: None)
+        await fleet.break_glass.stop()
         await trail.summarise(timedelta(0))
 
     def exit_with_failure(problem: str) -> None:
@@ -660,6 +691,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         reactor.callLater(0, reactor.stop)
 
     async def prepare() -> None:
+        await registry.load()
         await trust.check()
         await health.prime()
 
@@ -680,8 +712,11 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         directory.filler.setServiceParent(root)
         Keeper("former administrators", DEMOTE_AGAIN_SECONDS, directory.demotions.again, reactor).setServiceParent(root)
     sinks.setServiceParent(root)
+    registry.setServiceParent(root)
     if settings.oidc_issuer_url:
         provider.setServiceParent(root)
+    if fleet.backend is not None:
+        Keeper("escrow", KEEP_SECONDS, fleet.keep, reactor).setServiceParent(root)
     Lag(metrics, reactor, monotonic).setServiceParent(root)
     Keeper("health", LOOK_SECONDS, health.look, reactor).setServiceParent(root)
     if sink_names(settings):
@@ -694,13 +729,6 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
     Keeper("sweep", SWEEP_SECONDS, partial(_sweep, challenges, store, now), reactor).setServiceParent(root)
 
     async def follow_files() -> None:
-        if await registry.refresh():
-            _registry_read(log, metrics, registry())
-            if directory is not None:
-                directory.registry_changed()
-            if trust.authority is not None:
-                # a removed host's certificate is nobody's concern any more
-                await trust.certificates.measure()
         await policies.refresh()
 
     Keeper("state files", STATE_FILE_SECONDS, follow_files, reactor).setServiceParent(root)
@@ -845,21 +873,6 @@ def _events_lost(log: Logger, metrics: Metrics, sink: str, count: int) -> None:
     log.error("AUDIT retention cut off {count} events that {sink} had not got", count=count, sink=sink)
 
 
-def _registry_read(log: Logger, metrics: Metrics, registry: HostRegistry) -> None:
-    metrics.registered_hosts.set(len(registry))
-    if registry.dropped:
-        log.warn(
-            "host registry: {count} entries are unusable and ignored: {names}",
-            count=len(registry.dropped),
-            names=", ".join(map(repr, registry.dropped[:10])),
-        )
-    if registry.enabled and not len(registry):
-        log.error(
-            "host registry: it has become empty, so every host is refused. Register hosts; or, to let all hosts in by "
-            "the shared secret, restart identree."
-        )
-
-
 def _instance(settings: Settings) -> str:
     """
     The identity of this process's audit chain. Replicas share a database, so each keeps its own in its state directory.
@@ -888,7 +901,6 @@ def _instance(settings: Settings) -> str:
 def _say_what_is_missing(settings: Settings, log: Logger) -> None:
     """A setting of a feature that this version does not have must not be believed to work."""
     absent = {
-        "break-glass escrow": settings.escrow_backend or settings.escrow_command,
         "notifications": os.path.exists(settings.notification_config_file),
         "the history export": settings.api_keys,
     }

@@ -376,7 +376,7 @@ class StartTests(SynchronousTestCase):
     def test_state_file(self) -> None:
         """A host registry that makes no sense."""
         (self.path / "hosts.json").write_text("{")
-        self.assertIn(f"identree: {self.path}/hosts.json: ", self.serve())
+        self.assertIn(f"identree cannot start: {self.path}/hosts.json: ", self.serve())
 
     def test_audit_log(self) -> None:
         """An audit log that leads elsewhere."""

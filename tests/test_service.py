@@ -68,12 +68,6 @@ class BadStateTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.directory = Directory(self)
 
-    def test_bad_registry(self) -> None:
-        """A host registry that cannot be understood stops the start; it is never an empty one."""
-        (self.directory.path / "hosts.json").write_text("{nonsense")
-        (self.directory.path / "hosts.json").chmod(0o600)
-        self.assertIn("hosts.json", str(self.assertRaises(BadStateFile, self.directory.build)))
-
     def test_bad_policies(self) -> None:
         """Nor is a policy file that means something else than it says."""
         path = self.directory.path / "policies.json"
@@ -107,6 +101,17 @@ class AbsentFeatureTests(SynchronousTestCase):
 
 
 class RunTests(TestCase):
+    async def test_bad_registry(self) -> None:
+        """A host registry that cannot be understood stops the start; it is never an empty one."""
+        directory = Directory(self)
+        (directory.path / "hosts.json").write_text("{nonsense")
+        (directory.path / "hosts.json").chmod(0o600)
+        given_up: Deferred[str] = Deferred()
+        root = build(load(directory.environ, read=no_files), real_reactor, give_up=given_up.callback)
+        root.startService()
+        self.assertIn("hosts.json", await given_up)
+        await root.stopService()
+
     async def test_starts_and_stops(self) -> None:
         """It listens when it is ready, answers, and is gone when stopped; the state is for its owner only."""
         directory = Directory(self)

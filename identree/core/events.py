@@ -190,6 +190,16 @@ class Deployed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostUnconfigured(Event):
+    """
+    identree was taken off a host over SSH: ``username`` and ``actor`` are the admin's name. Deployed versions recorded
+    it as ``deployed``.
+    """
+
+    kind: ClassVar[str] = "host_unconfigured"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRestarted(Event):
     """``username`` and ``actor`` are the admin's name."""
 
@@ -256,6 +266,41 @@ class LdapBindFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostRegistered(Event):
+    """``username`` and ``actor`` are who did it. Deployed versions did not record it, nor any that follows."""
+
+    kind: ClassVar[str] = "host_registered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRegistrationChanged(Event):
+    """Users or group of a registered host: ``username`` and ``actor`` are who did it, ``reason`` what it has now."""
+
+    kind: ClassVar[str] = "host_registration_changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSecretRotated(Event):
+    """A host was given another secret: ``username`` and ``actor`` are who did it."""
+
+    kind: ClassVar[str] = "host_secret_rotated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrolmentTokenCreated(Event):
+    """``username`` and ``actor`` are who did it, ``reason`` until when it can be used."""
+
+    kind: ClassVar[str] = "enrolment_token_created"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostEnrolled(Event):
+    """A host has used its token: ``username`` and ``hostname`` are its name, ``actor`` who had made the token."""
+
+    kind: ClassVar[str] = "host_enrolled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditCheckpoint(Event):
     """
     Where a chain stands, signed: ``username`` is empty, ``code`` names the key, ``reason`` is the statement
@@ -293,6 +338,7 @@ KINDS: dict[str, type[Event]] = {
         ClaimsUpdated,
         HostRemoved,
         Deployed,
+        HostUnconfigured,
         ServerRestarted,
         NotificationChannelAdded,
         NotificationChannelDeleted,
@@ -301,6 +347,11 @@ KINDS: dict[str, type[Event]] = {
         AuthenticationFailed,
         ApprovalRefused,
         LdapBindFailed,
+        HostRegistered,
+        HostRegistrationChanged,
+        HostSecretRotated,
+        EnrolmentTokenCreated,
+        HostEnrolled,
         AuditCheckpoint,
     )
 }

@@ -766,7 +766,7 @@ _s(
     "HOST_REGISTRY",
     CHOICE,
     "auto",
-    "Whether only registered hosts are served. auto: as soon as one host is registered.",
+    "Whether only registered hosts are served. auto: as soon as one host was ever registered.",
     "on",
     choices=("auto", "on", "off"),
     folded=True,
@@ -775,8 +775,8 @@ _s(
     "HOST_REGISTRY_FILE",
     PATH,
     "/config/hosts.json",
-    "The host registry. With at least one host in it, only registered hosts are served. While identree runs, emptying "
-    "the registry refuses every host, and removing the file changes nothing.",
+    "The host registry's file: taken over into the database once, afterwards an export of it. Change hosts with "
+    "identree add-host and its siblings.",
     "/config/hosts.json",
     toml="misc.host_registry_file",
     live=NO,

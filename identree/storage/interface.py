@@ -11,7 +11,7 @@ then. All instants are aware UTC; the database keeps whole seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Protocol
@@ -19,6 +19,7 @@ from typing import Protocol
 from identree.core.audit import Head, Sealed
 from identree.core.challenge import Challenge, GraceSession, HistoryEntry, Live, Step
 from identree.core.events import Event
+from identree.core.hosts import HostEntry
 
 # Called in one transaction with the challenge as it is and the owner's revocation time (None: never revoked).
 # Must be pure: it may run in another thread, and again when the database asks for a repetition.
@@ -29,6 +30,7 @@ Change = Callable[[Challenge, "datetime | None"], Step]
 MOST_IDS = 500
 MOST_PIECES = 8
 MOST_RESEALED = 100
+MOST_ROTATED = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +213,131 @@ class Resealed:
     hostname: str
     before: str
     after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """
+    A host that has sent heartbeats.
+
+    :ivar version, os_info: as it told them last, or empty.
+    :ivar address: that it sent from.
+    """
+
+    hostname: str
+    version: str = ""
+    os_info: str = ""
+    address: str = ""
+    first_seen: datetime
+    last_seen: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """
+    What became of a heartbeat.
+
+    :ivar accepted: False: there are as many hosts as there may be.
+    :ivar rotated_at: when the host was last asked for another break-glass password.
+    :ivar escrowed_at: when it last escrowed one.
+    """
+
+    accepted: bool
+    rotated_at: datetime | None = None
+    escrowed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotation:
+    """When a host was last asked for another break-glass password."""
+
+    hostname: str
+    requested_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownHost:
+    """
+    A name in the history.
+
+    :ivar present: False: nothing has happened on it since it was removed, or it is no host's name.
+    """
+
+    hostname: str
+    present: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryLook:
+    """
+    The state of the host registry at a glance.
+
+    :ivar revision: grows with each change; 0: no host was ever registered.
+    :ivar imported: the file of earlier versions was taken over.
+    :ivar outside: another program has done something that is in no audit chain yet.
+    """
+
+    revision: int
+    imported: bool
+    outside: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryPage:
+    """Some hosts, by name, and the revision that the registry had then."""
+
+    revision: int
+    entries: tuple[HostEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrolmentToken:
+    """
+    What lets a host get a secret of its own, once.
+
+    :ivar digest: SHA-256 of it.
+    :ivar hostname: normalised; no other host can use it.
+    :ivar users: None: everybody, or for a host that is registered those that it has.
+    :ivar group: empty: none, or the one that it has.
+    :ivar again: also for a host that is registered; its secret is replaced.
+    """
+
+    digest: bytes = field(repr=False)
+    hostname: str
+    users: frozenset[str] | None
+    group: str
+    again: bool
+    created_by: str
+    created_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redeem:
+    """
+    :ivar token: SHA-256 of the enrolment token.
+    :ivar hostname: normalised.
+    :ivar secret: SHA-256 of the secret that the host gets.
+    """
+
+    token: bytes = field(repr=False)
+    hostname: str
+    secret: bytes = field(repr=False)
+    now: datetime
+    remote_addr: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolment:
+    """
+    What a token has done.
+
+    :ivar created_by: who had made it.
+    :ivar again: the host was registered already, and has another secret now.
+    """
+
+    created_by: str
+    again: bool
 
 
 class TokenUse(Enum):
@@ -536,6 +663,144 @@ class Store(Protocol):
 
     async def give_back_escrow_token(self, key: str) -> None:
         """The password was not stored: the host may come again with the same token."""
+
+    # -- hosts --------------------------------------------------------------------------------------------------------
+    async def record_heartbeat(self, agent: Agent) -> Beat:
+        """
+        The host was there at ``last_seen``; ``first_seen`` counts for a new one only, and empty texts change nothing.
+        A new host takes the place of one that was silent for a month when there are too many.
+        """
+
+    async def agents(self, after: str = "", limit: int = 1000) -> list[Agent]:
+        """
+        By host name.
+
+        :param after: the last one that is known; empty begins.
+        """
+
+    async def request_rotation(
+        self,
+        hostnames: Sequence[str],
+        at: datetime,
+        history: Sequence[HistoryEntry],
+        events: Sequence[Event],
+        live: Sequence[Live],
+    ) -> None:
+        """
+        These hosts shall have another break-glass password than the one that they have at ``at``. A later time that
+        they were told already stays.
+
+        :param hostnames: at most :data:`MOST_ROTATED`.
+        """
+
+    async def rotations(self, after: str = "", limit: int = 1000) -> list[Rotation]:
+        """By host name; ``after`` as above."""
+
+    async def record_reveal(
+        self, entry: HistoryEntry, event: Event, rotate_at: datetime | None, live: Sequence[Live]
+    ) -> None:
+        """
+        Somebody is about to see the host's password.
+
+        :param entry: as it stands in the history of everybody active on the host, and in that of its actor.
+        :param rotate_at: as for :meth:`request_rotation`; None: it stays.
+        """
+
+    async def record_use(self, entry: HistoryEntry, event: Event, live: Sequence[Live]) -> bool:
+        """
+        A break-glass password was used: for the history of everybody active on the host, and of its actor.
+
+        :param entry: its ``username`` and ``actor`` are who used it.
+        :returns: False: the same person's use at the same time on the host is known already, and nothing was done. Two
+            entries with the same reason, if they have one, are the same use.
+        """
+
+    async def known_hosts(self, after: str = "", limit: int = 1000) -> list[KnownHost]:
+        """The names in the history, in the database's order; ``after`` as above."""
+
+    async def session_hosts(self, now: datetime, after: str = "", limit: int = 1000) -> dict[str, int]:
+        """How many unexpired grace sessions there are on each host that has one, by name; ``after`` as above."""
+
+    async def remove_host(self, entry: HistoryEntry, event: Event, live: Sequence[Live]) -> None:
+        """
+        Forget a host in every spelling: registration, grace sessions, escrowed password, rotation request, heartbeats,
+        certificate. Its history stays. An unknown one is fine.
+
+        :param entry: names the host; for the history of whoever removed it.
+        """
+
+    # -- the host registry --------------------------------------------------------------------------------------------
+    async def registry_look(self) -> RegistryLook: ...
+
+    async def registry_page(self, after: str = "", limit: int = 500) -> RegistryPage:
+        """
+        Hosts by name. Pages of one revision belong together.
+
+        :param after: the last one that is known; empty begins.
+        """
+
+    async def import_registry(self, entries: Sequence[HostEntry], *, exported: bool) -> bool:
+        """
+        Take over the hosts of a file, once; those that are registered already stay as they are.
+
+        :param exported: the file is an export of a registry; it only fills one that was never used.
+        :returns: False: that was done before, or the export came too late. Nothing is changed.
+        :raise TooManyHosts: nothing is changed.
+        """
+
+    async def register_host(self, entry: HostEntry, event: Event, *, first: bool, outside: bool = False) -> None:
+        """
+        :param first: it may be the first one ever.
+        :param outside: this process has no audit log; a server puts the event into its chain.
+        :raise FirstHost, HostExists, TooManyHosts: nothing is changed.
+        """
+
+    async def unregister_host(self, hostname: str, event: Event, *, outside: bool = False) -> None:
+        """:raise UnknownHost: nothing is changed."""
+
+    async def rotate_host_secret(self, hostname: str, digest: bytes, event: Event, *, outside: bool = False) -> None:
+        """
+        :param digest: SHA-256 of the new secret; the old one is void at once.
+        :raise UnknownHost: nothing is changed.
+        """
+
+    async def change_host(
+        self,
+        hostname: str,
+        users: frozenset[str] | None,
+        group: str | None,
+        event: Event,
+        *,
+        outside: bool = False,
+    ) -> None:
+        """
+        :param users: None leaves them; so does ``group``, where empty takes it away.
+        :raise UnknownHost: nothing is changed.
+        """
+
+    async def drop_host_user(self, username: str) -> int:
+        """Off the lists of all hosts; from how many."""
+
+    async def add_enrolment_token(
+        self, token: EnrolmentToken, event: Event, *, first: bool, outside: bool = False
+    ) -> None:
+        """
+        An older one of the same host is void from now on.
+
+        :param first: the host may be the first one ever.
+        :raise FirstHost, HostExists, TooManyHosts: nothing is changed.
+        """
+
+    async def redeem_enrolment_token(self, wish: Redeem) -> Enrolment:
+        """
+        Give the host its secret: of any number of callers with one token, one gets it.
+
+        :raise BadToken, OtherHost: it gives nothing.
+        :raise HostExists, TooManyHosts: nothing is changed, and the token is still good.
+        """
+
+    async def take_outside_events(self, limit: int = 100) -> int:
+        """Put what other programs have done into the chain of this process; how many events that were."""
 
     # -- the audit chain ----------------------------------------------------------------------------------------------
     async def record(self, events: Sequence[Event]) -> None:

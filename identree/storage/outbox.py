@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import errno
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -106,7 +107,7 @@ _CURSOR = "SELECT seq FROM sink_cursors WHERE instance = :instance AND sink = :s
 _IDENTIFY = "INSERT INTO instance_identity (name, instance) VALUES ('default', :instance) ON CONFLICT (name) DO NOTHING"
 _IDENTITY = "SELECT instance FROM instance_identity WHERE name = 'default'"
 _CHAINS = "SELECT instance, MIN(seq), MAX(seq) FROM outbox WHERE seq IS NOT NULL GROUP BY instance ORDER BY instance"
-_CURSORS = "SELECT sink, seq FROM sink_cursors WHERE instance = :instance"
+_CURSORS = "SELECT instance, sink, seq FROM sink_cursors"
 _DELETE_DELIVERED = """
 WITH chosen AS MATERIALIZED (
     SELECT id FROM outbox WHERE instance = :instance AND seq <= :seq AND created_at < :before ORDER BY seq LIMIT :limit
@@ -204,7 +205,7 @@ class Cut:
     What retention did to the outbox.
 
     :ivar deleted: rows, delivered ones included.
-    :ivar lost: per sink of this chain, records that it will never get.
+    :ivar lost: per sink, records that it will never get.
     """
 
     deleted: int
@@ -213,13 +214,14 @@ class Cut:
 
 def delete_old(instance: str, sinks: Sequence[str], now: datetime, retention: Retention) -> Script[Cut]:
     """
-    Delete what every one of ``sinks`` has and what the bounds by age and number cut off.
+    Delete what every one of ``sinks`` has and what the bounds by age and number cut off. Age does so in all chains, also
+    in those that nobody writes any more; whoever deletes counts, since nobody else sees it.
 
-    :param sinks: those that are configured; one without a cursor has nothing yet.
+    :param sinks: those that are configured, here and in other processes; one without a cursor has nothing yet.
     """
     limit = retention.batch
-    stored: dict[str, int] = dict((yield _CURSORS, {"instance": instance}))
-    cursors = {sink: stored.get(sink, -1) for sink in sinks}
+    stored = {(owner, sink): int(seq) for owner, sink, seq in (yield _CURSORS, {})}
+    cursors = {sink: stored.get((instance, sink), -1) for sink in sinks}
     [(next_seq, _)] = (yield HEAD, {"instance": instance}) or [(0, "")]
     delivered = min(cursors.values(), default=next_seq - 1)
     before = seconds(now - retention.delivered_events)
@@ -229,12 +231,14 @@ def delete_old(instance: str, sinks: Sequence[str], now: datetime, retention: Re
     if next_seq > retention.most_events:
         excess = {"instance": instance, "seq": next_seq - retention.most_events, "limit": limit}
         cut = cut + (yield _DELETE_EXCESS, excess)
-    lost = {
-        sink: count
-        for sink, seq in cursors.items()
-        if (count := sum(1 for owner, number in cut if owner == instance and number > seq))
-    }
-    return Cut(deleted + len(cut), lost)
+    lost = Counter(
+        sink
+        for owner, number in cut
+        for sink in sinks
+        # of another process's log only that process knows
+        if number > stored.get((owner, sink), -1) and (owner == instance or sink != LOG)
+    )
+    return Cut(deleted + len(cut), dict(lost))
 
 
 # -- the publisher ----------------------------------------------------------------------------------------------------
@@ -280,8 +284,12 @@ class Publisher:
         self._behind = False
         self._retry: IDelayedCall | None = None
         self._delay = RETRY_SECONDS
+        # while records that we did not hear of are written, who published later ones waits here
+        self._filling = False
+        self._late: list[Callable[[], None]] = []
         self._idle: list[Deferred[None]] = []
         self._wakeners: list[Deferred[None]] = []
+        self._set_back: list[Callable[[int], None]] = []
         self._stopped = False
 
     @property
@@ -304,7 +312,9 @@ class Publisher:
         if self._log is None:
             return
         log = self._log
-        self.position = self.saved_position = await driver.read(lambda: cursor(instance, LOG))
+        self.saved_position = await driver.read(lambda: cursor(instance, LOG))
+        # a cursor ahead of the chain was saved before the database lost its latest commits
+        self.position = min(self.saved_position, self._newest)
         try:
             held = await self._in_thread(lambda: log.last_seq(instance))
         except Exception as e:
@@ -322,24 +332,73 @@ class Publisher:
         """
         Hand over freshly sealed records, in order.
 
+        Where a number is skipped, a connection broke at the commit that sealed those before: they are in the database,
+        and go to the log first. Where numbers come again, the database has lost its latest commits.
+
         :param answer: called once, on the reactor, when the log has them or has failed.
         """
-        if records:
-            self._newest = records[-1].seq
-            if self._recent.maxlen:
-                if self._recent and records[0].seq != self._recent[-1].seq + 1:
-                    self._recent.clear()
-                self._recent.extend(records)
-            if self._wakeners:
-                wakeners, self._wakeners = self._wakeners, []
-                for waiter in wakeners:
-                    waiter.callback(None)
-        if self._log is None or self._behind or not records:
+        if not records:
+            Deferred.fromCoroutine(self._look_again(answer))
+            return
+        first, last = records[0].seq, records[-1].seq
+        skipped = first > self._newest + 1
+        if first <= self._newest:
+            self.position = min(self.position, first - 1)
+            for listener in self._set_back:
+                listener(first - 1)
+        if self._recent.maxlen:
+            if self._recent and first != self._recent[-1].seq + 1:
+                self._recent.clear()
+            self._recent.extend(records)
+        self._reached(last)
+        if self._log is None:
+            answer()
+        elif skipped or self._behind:
+            self._answer_late(answer, skipped)
+        else:
+            self._queue.append((records, answer))
+            if not self._writing:
+                self._write()
+
+    async def _look_again(self, answer: Callable[[], None]) -> None:
+        """There was nothing to seal: what there was may have been sealed without our hearing of it."""
+        at, instance = self._newest, self.instance
+        if self._driver is not None:
+            with suppress(StorageUnavailable):
+                at = await self._driver.read(lambda: newest(instance))
+        if at <= self._newest:
             answer()
             return
-        self._queue.append((records, answer))
+        self._recent.clear()
+        self._reached(at)
+        if self._log is None:
+            answer()
+        else:
+            self._answer_late(answer, True)
+
+    def _reached(self, seq: int) -> None:
+        self._newest = seq
+        wakeners, self._wakeners = self._wakeners, []
+        for waiter in wakeners:
+            waiter.callback(None)
+
+    def _answer_late(self, answer: Callable[[], None], skipped: bool) -> None:
+        """Not before the log has what was skipped; at once when it is behind for another reason, which may last."""
+        if skipped and not self._behind:
+            self._behind = self._filling = True
+        if not self._filling:
+            answer()
+            return
+        self._late.append(answer)
         if not self._writing:
-            self._write()
+            self._fill()
+
+    def when_set_back(self, listener: Callable[[int], None]) -> None:
+        """
+        :param listener: told when the database has lost commits that it had confirmed, as a standby may that takes
+            over: the last number that still stands. What comes now bears numbers that sinks have had already.
+        """
+        self._set_back.append(listener)
 
     async def wait(self, seq: int) -> None:
         """Returns when there is a record after ``seq``."""
@@ -368,6 +427,7 @@ class Publisher:
 
     async def stop(self) -> None:
         """Waits for the write under way; further records stay in the database."""
+        self._stopped = True
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -375,7 +435,6 @@ class Publisher:
             idle: Deferred[None] = Deferred()
             self._idle.append(idle)
             await idle
-        self._stopped = True
 
     def _write(self) -> None:
         assert self._log is not None
@@ -395,7 +454,7 @@ class Publisher:
             later = list(self._queue)
             self._queue.clear()
             self._failed(getattr(failure, "value", None))
-            self._finished(taken + later)
+            self._finished(taken + later + self._filled())
 
         self._in_thread(lambda: log.write(records)).addCallbacks(written, failed)
 
@@ -406,6 +465,8 @@ class Publisher:
         # an answer may have published more, which has then started the next write already
         if self._queue and not self._writing:
             self._write()
+        if self._filling and not self._writing:
+            self._fill()
         if not self._writing:
             idle, self._idle = self._idle, []
             for waiter in idle:
@@ -420,11 +481,20 @@ class Publisher:
             self._retry = self._clock.callLater(self._delay, self._try_again)
             self._delay = min(self._delay * 2, LONGEST_RETRY_SECONDS)
 
+    def _fill(self) -> None:
+        Deferred.fromCoroutine(self._catch_up()).addErrback(lambda failure: self._failed(failure.value))
+
+    def _filled(self) -> list[tuple[Sequence[Sealed], Callable[[], None]]]:
+        """Those who waited for it, whether it has worked or not."""
+        late, self._late = self._late, []
+        self._filling = False
+        return [((), answer) for answer in late]
+
     def _try_again(self) -> None:
         self._retry = None
         if self._writing:  # cannot be: nothing is queued while behind
             return
-        Deferred.fromCoroutine(self._catch_up()).addErrback(lambda failure: self._failed(failure.value))
+        self._fill()
 
     async def _catch_up(self) -> None:
         """Write from the database what the log lacks, then let new records go to it directly."""
@@ -434,11 +504,12 @@ class Publisher:
         self._writing = True
         try:
             while self.position < self._newest:
-                seq = self.position
+                # of what is sealed while we look, nothing is known
+                seq, newest = self.position, self._newest
                 records = await driver.read(lambda seq=seq: sealed_after(instance, seq, BATCH))  # type: ignore[misc]
                 if not records:  # cut off by retention
-                    self.position = self._newest
-                    break
+                    self.position = newest
+                    continue
                 await self._in_thread(lambda records=records: log.write(records))  # type: ignore[misc]
                 self.position = records[-1].seq
         except Exception as e:
@@ -450,7 +521,7 @@ class Publisher:
             self.refusal = None
             self._delay = RETRY_SECONDS
             self._on_log_recovery()
-        self._finished(())
+        self._finished(self._filled())
 
 
 def head(instance: str) -> Script[Head]:
@@ -517,6 +588,10 @@ class Outbox:
             return recent
         instance = self.instance
         return await self._driver.read(lambda: sealed_after(instance, seq, limit))
+
+    def when_set_back(self, listener: Callable[[int], None]) -> None:
+        """See :meth:`Publisher.when_set_back`."""
+        self._publisher.when_set_back(listener)
 
     async def acknowledge(self, sink: str, seq: int) -> None:
         instance = self.instance

@@ -12,39 +12,51 @@ from identree.core.audit import Sealed
 from identree.core.challenge import Challenge, GraceSession, HistoryEntry, Live, Step
 from identree.core.errors import StorageUnavailable
 from identree.core.events import Event
+from identree.core.hosts import HostEntry
 from identree.storage import (
     adoption,
     certificates,
     challenges,
     directory,
     escrow,
+    fleet,
     grace,
     history,
     logins,
     operations,
     outbox,
     parking,
+    registry,
 )
 from identree.storage.bus import Bus
 from identree.storage.challenges import Headroom
 from identree.storage.interface import (
+    Agent,
+    Beat,
     BrowserSession,
     Caps,
     Change,
     Ciphertext,
     Counts,
     DirectoryState,
+    Enrolment,
+    EnrolmentToken,
     EscrowRecord,
     Extent,
     GraceChange,
     HostCertificate,
+    KnownHost,
     Login,
     Opening,
     Parked,
     PosixCounter,
     PosixId,
+    Redeem,
+    RegistryLook,
+    RegistryPage,
     Resealed,
     Revocations,
+    Rotation,
     TokenUse,
 )
 from identree.storage.jobs import MOST_OUTSTANDING
@@ -309,6 +321,87 @@ class SqlStore:
 
     async def give_back_escrow_token(self, key: str) -> None:
         await self._driver.write(lambda: escrow.give_back_token(key))
+
+    # -- hosts --------------------------------------------------------------------------------------------------------
+    async def record_heartbeat(self, agent: Agent) -> Beat:
+        return await self._driver.write(lambda: fleet.beat(agent))
+
+    async def agents(self, after: str = "", limit: int = 1000) -> list[Agent]:
+        return await self._driver.read(lambda: fleet.agents(after, _bounded(limit)))
+
+    async def request_rotation(
+        self,
+        hostnames: Sequence[str],
+        at: datetime,
+        history: Sequence[HistoryEntry],
+        events: Sequence[Event],
+        live: Sequence[Live],
+    ) -> None:
+        await self._recording(lambda: fleet.rotate(hostnames, at, history, events, live))
+
+    async def rotations(self, after: str = "", limit: int = 1000) -> list[Rotation]:
+        return await self._driver.read(lambda: fleet.rotations(after, _bounded(limit)))
+
+    async def record_reveal(
+        self, entry: HistoryEntry, event: Event, rotate_at: datetime | None, live: Sequence[Live]
+    ) -> None:
+        await self._recording(lambda: fleet.reveal(entry, event, rotate_at, live))
+
+    async def record_use(self, entry: HistoryEntry, event: Event, live: Sequence[Live]) -> bool:
+        return await self._recording(lambda: fleet.use(entry, event, live))
+
+    async def known_hosts(self, after: str = "", limit: int = 1000) -> list[KnownHost]:
+        return await self._driver.read(lambda: fleet.known(after, _bounded(limit)))
+
+    async def session_hosts(self, now: datetime, after: str = "", limit: int = 1000) -> dict[str, int]:
+        return await self._driver.read(lambda: fleet.sessions(after, now, _bounded(limit)))
+
+    async def remove_host(self, entry: HistoryEntry, event: Event, live: Sequence[Live]) -> None:
+        await self._recording(lambda: fleet.remove(entry, event, live))
+
+    # -- the host registry --------------------------------------------------------------------------------------------
+    async def registry_look(self) -> RegistryLook:
+        return await self._driver.read(registry.look)
+
+    async def registry_page(self, after: str = "", limit: int = 500) -> RegistryPage:
+        return await self._driver.read(lambda: registry.page(after, _bounded(limit)))
+
+    async def import_registry(self, entries: Sequence[HostEntry], *, exported: bool) -> bool:
+        return await self._driver.write(lambda: registry.take_over(entries, exported=exported))
+
+    async def register_host(self, entry: HostEntry, event: Event, *, first: bool, outside: bool = False) -> None:
+        await self._recording(lambda: registry.register(entry, event, first=first, outside=outside))
+
+    async def unregister_host(self, hostname: str, event: Event, *, outside: bool = False) -> None:
+        await self._recording(lambda: registry.unregister(hostname, event, outside=outside))
+
+    async def rotate_host_secret(self, hostname: str, digest: bytes, event: Event, *, outside: bool = False) -> None:
+        await self._recording(lambda: registry.rotate(hostname, digest, event, outside=outside))
+
+    async def change_host(
+        self,
+        hostname: str,
+        users: frozenset[str] | None,
+        group: str | None,
+        event: Event,
+        *,
+        outside: bool = False,
+    ) -> None:
+        await self._recording(lambda: registry.change(hostname, users, group, event, outside=outside))
+
+    async def drop_host_user(self, username: str) -> int:
+        return await self._driver.write(lambda: registry.drop_user(username))
+
+    async def add_enrolment_token(
+        self, token: EnrolmentToken, event: Event, *, first: bool, outside: bool = False
+    ) -> None:
+        await self._recording(lambda: registry.add_token(token, event, first=first, outside=outside))
+
+    async def redeem_enrolment_token(self, wish: Redeem) -> Enrolment:
+        return await self._recording(lambda: registry.redeem(wish))
+
+    async def take_outside_events(self, limit: int = 100) -> int:
+        return await self._recording(lambda: registry.take_outside(_bounded(limit)))
 
     # -- the audit chain ----------------------------------------------------------------------------------------------
     async def record(self, events: Sequence[Event]) -> None:

@@ -24,17 +24,23 @@ from identree.app.metrics import Metrics
 from identree.app.people import People
 from identree.app.ports import Monotonic, Now
 from identree.app.provision import Provisioning
+from identree.app.registry import Enrolments
 from identree.app.rules import Rules
 from identree.app.trail import Trail
 from identree.app.waiters import Waiters
 from identree.core.addresses import Network, is_trusted
 from identree.storage.interface import Store
+from identree.web import breakglass as breakglass_routes
 from identree.web import directory as directory_routes
+from identree.web import fleet as fleet_routes
 from identree.web import hosts as host_routes
 from identree.web import login as login_routes
 from identree.web.actions import ActionRoutes
+from identree.web.breakglass import BreakGlassRoutes, HeartbeatRoutes
 from identree.web.directory import DirectoryDesk, DirectoryRoutes
+from identree.web.enrol import ENROL_BODY_BYTES, ENROL_PATH, EnrolRoutes
 from identree.web.events import EVENTS_PATH, EventStreams
+from identree.web.fleet import AdminCalls, FleetCalls, FleetDesk, FleetRoutes
 from identree.web.forms import Forms
 from identree.web.hooks import WEBHOOK_BODY_BYTES, WEBHOOK_PATH, HookRoutes
 from identree.web.login import DevelopmentRoutes, LoginRoutes
@@ -249,6 +255,8 @@ def build_site(
     journal: Journal | None = None,
     credentials: Credentials | None = None,
     provisioning: Provisioning | None = None,
+    enrolments: Enrolments | None = None,
+    fleet: FleetDesk | None = None,
     directory: DirectoryDesk | None = None,
     refresh_wanted: Callable[[], None] = lambda: None,
     trail: Trail | None = None,
@@ -260,6 +268,7 @@ def build_site(
     :param development: routed only when ``settings.dev_login``.
     :param credentials: reads what hosts present; by default without client certificates.
     :param provisioning: None: its endpoint does not exist.
+    :param enrolments, fleet: the same.
     :param directory: None: its pages do not exist.
     :param refresh_wanted: what PocketID's webhook calls.
     :param trail: gets the audit records of what strangers try.
@@ -336,6 +345,31 @@ def build_site(
         routes.append(
             ProvisionRoutes(provisioning=provisioning, credentials=presented, addresses=addresses, metrics=metrics)
         )
+    if fleet is not None and in_thread is not None:
+        routes += [
+            FleetRoutes(
+                desk=fleet,
+                decisions=decisions,
+                forms=Forms(people=people, sessions=sessions, addresses=addresses),
+                sessions=sessions,
+                render=renderer,
+                rules=rules,
+                ends_at=people.session_ends_at,
+            ),
+            FleetCalls(desk=fleet, calls=AdminCalls(people=people, sessions=sessions), addresses=addresses),
+            BreakGlassRoutes(break_glass=fleet.break_glass, hosts=hosts, addresses=addresses, credentials=presented),
+            HeartbeatRoutes(
+                fleet=fleet.fleet,
+                hosts=hosts,
+                sessions=sessions,
+                addresses=addresses,
+                credentials=presented,
+                in_thread=in_thread,
+                now=now,
+            ),
+        ]
+    if enrolments is not None:
+        routes.append(EnrolRoutes(enrolments=enrolments, addresses=addresses, server_url=settings.external_url))
     routes.append(
         HookRoutes(
             secret=settings.webhook_secret,
@@ -365,6 +399,12 @@ def build_site(
             b"/dev/seed-session": login_routes.SEED_BODY_BYTES,
             b"/dev/seed-history": login_routes.SEED_BODY_BYTES,
             WEBHOOK_PATH: WEBHOOK_BODY_BYTES,
+            ENROL_PATH: ENROL_BODY_BYTES,
+            breakglass_routes.ESCROW_PATH.encode(): breakglass_routes.BODY_BYTES,
+            breakglass_routes.REPORT_PATH.encode(): breakglass_routes.BODY_BYTES,
+            breakglass_routes.HEARTBEAT_PATH.encode(): breakglass_routes.HEARTBEAT_BODY_BYTES,
+            fleet_routes.REVEAL_PATH.encode(): fleet_routes.REVEAL_BODY_BYTES,
+            fleet_routes.REMOVE_PATH.encode(): fleet_routes.REMOVE_BODY_BYTES,
             directory_routes.ADD_PATH.encode(): directory_routes.RULE_BODY_BYTES,
             directory_routes.UPDATE_PATH.encode(): directory_routes.RULE_BODY_BYTES,
         },

@@ -255,6 +255,34 @@ SENTENCES: Mapping[str, Message] = {
         N_("Not permitted"),
         N_("Your account is not permitted to do this. Ask an administrator."),
     ),
+    "registry_off": Message(
+        N_("The host registry is off"),
+        N_("Registered hosts have no meaning while IDENTREE_HOST_REGISTRY is off. Change that setting first."),
+    ),
+    "first_host": Message(
+        N_("The first registered host"),
+        N_("With the first registered host, all others are refused. Say that this is meant, or register them all."),
+    ),
+    "too_many_hosts": Message(
+        N_("Too many hosts"),
+        N_("The registry takes no more hosts. Remove those that are gone."),
+    ),
+    "host_exists": Message(
+        N_("The host is registered"),
+        N_("There is a host of this name already. Remove it first, or give it a new secret."),
+    ),
+    "unknown_host": Message(
+        N_("No such host"),
+        N_("The registry has no host of this name. Check the spelling."),
+    ),
+    "account_disabled": Message(
+        N_("The account is disabled"),
+        N_("The directory says that this person's account is disabled. Enable it at the identity provider first."),
+    ),
+    "invalid_duration": Message(
+        N_("Not a duration"),
+        N_("A duration is a whole number of seconds, at least 1. Go back and correct it."),
+    ),
     "admin_approval_required": Message(
         N_("An administrator must approve"),
         N_("The policy of this host asks for an administrator. Ask one to open the same link or the code."),

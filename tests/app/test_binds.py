@@ -201,7 +201,7 @@ class HostPasswordTests(BindTestCase):
 
     def test_closed_registry(self) -> None:
         """A registry whose last host was removed lets nobody in."""
-        self.world.registry = registry("web1.example.com").succeeded_by(HostRegistry.empty())
+        self.world.registry = HostRegistry.of((), closed=True)
         self.assertEqual(self.simple(WEB1, self.VECTORS[0][1]).code, BindCode.INVALID_CREDENTIALS)
 
     def test_provisioning_off(self) -> None:

@@ -43,7 +43,8 @@ CATALOGUE = """
 # What deployed versions did not record (section 15).
 ADDED = """
     challenge_partially_approved challenge_cancelled user_signed_out authentication_failed approval_refused
-    ldap_bind_failed audit_checkpoint
+    ldap_bind_failed audit_checkpoint host_registered host_registration_changed host_secret_rotated
+    enrolment_token_created host_enrolled host_unconfigured
 """.split()
 
 

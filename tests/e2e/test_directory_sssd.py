@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ from tests.e2e import directory
 from tests.e2e.ldaptools import BASE, ONE, SUB, Client
 from tests.e2e.pocketid import Control, PocketIdServer, username
 from tests.e2e.provider import Provider
-from tests.e2e.server import SHARED_SECRET, Server, free_port
+from tests.e2e.server import PROGRAMS, SHARED_SECRET, Server, free_port
 from tests.e2e.slapd import BASE_DN, BIND_PASSWORD
 from tests.e2e.sssd import FULL_NAME, NAME, PAM_REFUSES, SERVER_NAME, ManagedHost, configuration
 from tests.e2e.tls import CA, SecureServer
@@ -386,7 +387,19 @@ class TestMemberDNs:
 @dataclass(frozen=True)
 class Viewed:
     world: World
-    registry: Path
+
+    def command(self, *words: str) -> None:
+        """What an operator does to the registry beside the running server."""
+        server = self.world.server
+        subprocess.run(
+            [PROGRAMS / "identree", *words],
+            check=True,
+            cwd=server.directory,
+            env=server.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+        )
 
     def bind(self, hostname: str) -> Client:
         client = Client(self.world.ldap_port)
@@ -435,7 +448,7 @@ def viewed(
         host.start_sssd(text, ["getent", "passwd", ADA])
         world = World(pocketid, server, port, host, ())
         host.until(lambda: ID in world.may_run(ADA), "sudo rules")
-        yield Viewed(world, registry)
+        yield Viewed(world)
 
 
 class TestViews:
@@ -494,11 +507,8 @@ class TestViews:
 
     def test_removed_host(self, viewed: Viewed) -> None:
         """A host that is taken out of the registry is cut off at once, and cannot come back."""
-        hosts = json.loads(viewed.registry.read_text())
-        kept = dict(hosts)
         with viewed.bind(OTHER_HOST) as client, viewed.bind(FULL_NAME) as other:
-            del hosts[OTHER_HOST]
-            save(viewed.registry, hosts)
+            viewed.command("remove-host", OTHER_HOST)
             with pytest.raises((EOFError, ConnectionResetError)):
                 # told why, in a notice of disconnection or not, and then nothing more
                 while client.receive():
@@ -506,7 +516,7 @@ class TestViews:
             assert other.search("", BASE, ("*", "objectClass"), ["1.1"]).code == 0
             with pytest.raises(AssertionError):
                 viewed.bind(OTHER_HOST)
-        save(viewed.registry, kept)
+        viewed.command("add-host", OTHER_HOST)
 
 
 def save(file: Path, content: object) -> None:

@@ -17,6 +17,8 @@ from tests.contracts.certificates import CertificateContract
 from tests.contracts.directory import DirectoryContract
 from tests.contracts.escrow import EscrowContract
 from tests.contracts.feed import FeedContract
+from tests.contracts.fleet import FleetContract
+from tests.contracts.registry import RegistryContract
 from tests.contracts.store import StoreContract
 from tests.fakes import MemoryLog, memory_store
 from tests.postgres import cluster
@@ -24,7 +26,16 @@ from tests.postgres import cluster
 INSTANCES = ["0123456789abcdef", "1123456789abcdef", "2123456789abcdef"]
 
 
-class MemoryStoreTests(StoreContract, DirectoryContract, CertificateContract, EscrowContract, FeedContract, TestCase):
+class MemoryStoreTests(
+    StoreContract,
+    DirectoryContract,
+    CertificateContract,
+    EscrowContract,
+    FeedContract,
+    FleetContract,
+    RegistryContract,
+    TestCase,
+):
     """Everybody's fake."""
 
     def setUp(self) -> None:
@@ -43,7 +54,9 @@ class MemoryStoreTests(StoreContract, DirectoryContract, CertificateContract, Es
         return self._open(**{"instance": "0123456789abcdef", "log": self.log, **options})
 
 
-class _ServedTests(StoreContract, DirectoryContract, CertificateContract, EscrowContract, FeedContract):
+class _ServedTests(
+    StoreContract, DirectoryContract, CertificateContract, EscrowContract, FeedContract, FleetContract, RegistryContract
+):
     """A server's store, with threads or connections."""
 
     driver: str

@@ -239,6 +239,18 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual([r.seq for r in self.following(store, "dead")], [3, 4])
         self.assertIn(("dead", 3), self.lost)
 
+    def test_cut_off_of_another_replica(self) -> None:
+        """What is cut off of the chain of another process is counted by who cuts it: nobody else sees it."""
+        other = self.open(sinks=["dead"], log=None, instance="other")
+        for _ in range(3):
+            self.create(other)
+        self.successResultOf(other.outbox.acknowledge("dead", 0))
+        self.crash(other)
+        store = self.open(sinks=["dead"])
+        self.create(store)
+        self.successResultOf(store.delete_old(NOW + timedelta(days=31)))
+        self.assertIn(("dead", 3), self.lost)
+
     def test_waits(self) -> None:
         """Who waits for a number hears of it when it is committed, and may give up."""
         store = self.open(sinks=["syslog"])
@@ -267,13 +279,45 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual(memory_store(self.clock, dsn=self.path, log=None).outbox.newest, 0)
 
 
+class FakeRecords:
+    """The driver of a database that holds nothing but records of one chain."""
+
+    def __init__(self, seqs: Sequence[int]) -> None:
+        self.seqs = list(seqs)
+        self.slow: Deferred[None] | None = None
+
+    def add(self, *seqs: int) -> None:
+        self.seqs += seqs
+
+    def cut(self, last: int) -> None:
+        self.seqs = [seq for seq in self.seqs if seq > last]
+
+    async def read(self, make: Any) -> Any:
+        seqs = list(self.seqs)
+        if self.slow is not None:
+            await self.slow
+        script, rows = make(), None
+        while True:
+            try:
+                sql, values = script.send(rows)
+            except StopIteration as done:
+                return done.value
+            if "chain_heads" in sql:
+                rows = [(seqs[-1] + 1, "")] if seqs else []
+            elif "sink_cursors" in sql:
+                rows = []
+            else:
+                rows = [(seq, "{}", "") for seq in seqs if seq > values["seq"]]
+
+
 class PublisherTests(SynchronousTestCase):
     """The order between the log and the answers."""
 
     def setUp(self) -> None:
         self.log = MemoryLog()
         self.calls: list[tuple[Any, Deferred[object]]] = []
-        self.publisher = Publisher(Clock(), self.log, in_thread=self.in_thread)
+        self.clock = Clock()
+        self.publisher = Publisher(self.clock, self.log, in_thread=self.in_thread)
         self.answers: list[str] = []
 
     def in_thread(self, function: Any) -> Deferred[object]:
@@ -314,6 +358,113 @@ class PublisherTests(SynchronousTestCase):
         self.assertNoResult(stopping)
         self.run_thread()
         self.assertIsNone(self.successResultOf(stopping))
+
+    def stored(self, *seqs: int) -> FakeRecords:
+        """Start on a database that has so many records of the chain."""
+        driver = FakeRecords(seqs)
+        starting = Deferred.fromCoroutine(self.publisher.start(driver, "i"))  # type: ignore[arg-type]
+        while self.calls:
+            self.run_thread()
+        self.assertIsNone(self.successResultOf(starting))
+        return driver
+
+    def test_skipped(self) -> None:
+        """Records that were sealed without our hearing of it, as a connection broke, are written before later ones."""
+        driver = self.stored(0)
+        driver.add(1, 2, 3)
+        self.publish(3)
+        self.assertEqual(self.answers, [])
+        while self.calls:
+            self.run_thread()
+        self.assertEqual(([r.seq for r in self.log.records], self.answers), ([0, 1, 2, 3], ["answer 3"]))
+        driver.add(4)
+        self.publish(4)
+        self.run_thread()
+        self.assertEqual([r.seq for r in self.log.records], [0, 1, 2, 3, 4])
+
+    def test_skipped_while_writing(self) -> None:
+        """Also when the log is busy at that moment; who comes meanwhile waits for them, too."""
+        driver = self.stored(0)
+        driver.add(1, 2, 3, 4)
+        self.publish(1)
+        self.publish(3)
+        self.publish(4)
+        self.run_thread()
+        self.assertEqual(self.answers, ["answer 1"])
+        while self.calls:
+            self.run_thread()
+        self.assertEqual([r.seq for r in self.log.records], [0, 1, 2, 3, 4])
+        self.assertEqual(self.answers, ["answer 1", "answer 3", "answer 4"])
+
+    def test_nothing_left_to_seal(self) -> None:
+        """That there is nothing to seal may mean that it is sealed already; it is written, though nothing follows."""
+        driver = self.stored(0)
+        driver.add(1, 2)
+        waiting = Deferred.fromCoroutine(self.publisher.wait(0))
+        self.publisher.publish([], lambda: self.answers.append("answer"))
+        self.assertIsNone(self.successResultOf(waiting))
+        self.assertEqual(self.answers, [])
+        self.run_thread()
+        self.assertEqual(([r.seq for r in self.log.records], self.answers), ([0, 1, 2], ["answer"]))
+        self.publisher.publish([], lambda: self.answers.append("again"))
+        self.assertEqual((self.answers, self.calls), (["answer", "again"], []))
+
+    def test_skipped_and_failing(self) -> None:
+        """A log that fails then holds nobody up for ever."""
+        driver = self.stored(0)
+        driver.add(1, 2)
+        self.log.broken = OSError(errno.EIO, "gone")
+        self.publish(2)
+        self.run_thread()
+        self.assertEqual((self.answers, self.publisher.behind), (["answer 2"], True))
+        self.log.broken = None
+        self.clock.advance(RETRY_SECONDS)
+        self.run_thread()
+        self.assertEqual([r.seq for r in self.log.records], [0, 1, 2])
+
+    def test_cut_off_while_new_ones_come(self) -> None:
+        """What retention has taken is not waited for; what was sealed during that very look is not skipped."""
+        driver = self.stored(0)
+        self.log.broken = OSError(errno.EIO, "gone")
+        driver.add(1)
+        self.publish(1)
+        self.run_thread()
+        self.log.broken = None
+        driver.cut(1)
+        driver.slow = Deferred()
+        self.clock.advance(RETRY_SECONDS)
+        driver.add(2)
+        self.publish(2)
+        slow, driver.slow = driver.slow, None
+        slow.callback(None)
+        while self.calls:
+            self.run_thread()
+        self.assertEqual([r.seq for r in self.log.records], [0, 2])
+
+    def test_failure_after_the_end(self) -> None:
+        """A log that fails while it is brought up to date at the end is not tried again."""
+        driver = self.stored(0)
+        self.log.broken = OSError(errno.EIO, "gone")
+        driver.add(1)
+        self.publish(1)
+        self.run_thread()
+        self.clock.advance(RETRY_SECONDS)
+        stopping = Deferred.fromCoroutine(self.publisher.stop())
+        self.run_thread()
+        self.assertIsNone(self.successResultOf(stopping))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_set_back(self) -> None:
+        """A database that lost its latest commits, as a standby may, is noticed: who follows is told where it stood."""
+        heard: list[int] = []
+        self.publisher.when_set_back(heard.append)
+        driver = self.stored(0, 1, 2, 3)
+        driver.cut(3)
+        self.publish(4)
+        self.publish(2)
+        while self.calls:
+            self.run_thread()
+        self.assertEqual((heard, self.publisher.newest), ([1], 2))
 
     def test_without_log(self) -> None:
         """Without a log the answer comes at once."""
