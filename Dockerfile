@@ -13,6 +13,7 @@ RUN make runtime-venv catalogues agent \
 
 ENV PATH=/opt/identree/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    IDENTREE_AGENT_FILE=/opt/identree/build/identree.pyz \
     IDENTREE_TOML_CONFIG_FILE=/config/identree.toml
 
 USER identree

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from twisted.logger import Logger
 
+from identree import __version__, dist
+from identree.agent import units
 from identree.app.breakglass import BreakGlass
+from identree.app.distribution import AGENT_NAMES, AgentFile, InstallTerms, Scripts
 from identree.app.escrow import EscrowBackend
 from identree.app.fleet import Fleet
 from identree.app.hosts import Hosts
 from identree.app.registry import LiveRegistry
 from identree.app.rules import Rules
+from identree.app.signing import CannotMakeKey, InstallKeys, load_or_create
 from identree.clients.escrow.build import build_backend
 from identree.clients.http import build_http_client
 from identree.core import tokens
@@ -25,6 +31,7 @@ from identree.core.escrow import place_of, web_link
 from identree.directoryparts import Surroundings
 from identree.settings.values import Settings
 from identree.storage.interface import EscrowRecord
+from identree.web.downloads import DownloadDesk
 from identree.web.fleet import FleetDesk
 
 # How often tokens of the escrow back end are looked after.
@@ -108,3 +115,40 @@ def _link(settings: Settings, record: EscrowRecord) -> str:
         item_id=record.item_id,
         vault_id=record.vault_id,
     )
+
+
+def build_downloads(around: Surroundings) -> DownloadDesk:
+    """:raise ValueError: a key file of the install scripts cannot be used; the text says which and why."""
+    settings = around.settings
+    # beside the server's program, where deployed servers have theirs
+    agent = settings.agent_file or str(Path(sys.argv[0]).resolve().parent / AGENT_NAMES[0])
+    return DownloadDesk(
+        scripts=Scripts(
+            builtin=dist.read(dist.INSTALL),
+            keys=_install_keys(settings),
+            directory=os.path.dirname(settings.install_signing_key) or ".",
+            store=around.store,
+            now=around.now,
+            journal=around.journal,
+            in_thread=around.in_thread,
+        ),
+        agent=AgentFile(agent, around.in_thread),
+        terms=InstallTerms(
+            server_url=settings.external_url,
+            install_url=settings.install_url,
+            base_dn=settings.ldap_base_dn if settings.ldap_enabled else "",
+        ),
+        version=__version__,
+        units={name: units.unit(name) for name in units.NAMES},
+        uninstall=dist.read(dist.UNINSTALL).decode("ascii"),
+        registry=around.registry,
+    )
+
+
+def _install_keys(settings: Settings) -> InstallKeys | None:
+    """None: there are none, and none can be made."""
+    try:
+        return load_or_create(settings.install_signing_key, settings.install_verify_key)
+    except CannotMakeKey as problem:
+        Logger(namespace="identree").warn("{problem}", problem=str(problem))
+        return None

@@ -78,7 +78,7 @@ from identree.directoryparts import (
     build_provisioning,
     build_trust,
 )
-from identree.hostparts import KEEP_SECONDS, build_hosts
+from identree.hostparts import KEEP_SECONDS, build_downloads, build_hosts
 from identree.ldap.tls import ServerTLS, peer_name
 from identree.listening import listener, remedy, web_tls
 from identree.serverlog import keep_standard_streams, observer
@@ -662,6 +662,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
             journal=journal,
             metrics=metrics,
         ),
+        downloads=build_downloads(around),
         fleet=fleet.desk,
         directory=directory.desk if directory else None,
         refresh_wanted=directory.notify if directory else lambda: None,

@@ -106,8 +106,13 @@ class Flow:
         self._pushed: dict[str, object] = {}
         journal.enabled = config.syslog
 
-    def run(self, first: Response | BaseException) -> int:
-        """The exit code. :param first: the answer to the first challenge request, or what became of it."""
+    def run(self, first: Response | BaseException | None) -> int:
+        """
+        The exit code.
+
+        :param first: the answer to the first challenge request, or what became of it; None when there may be a kept
+            token, and nobody has been asked yet.
+        """
         for warning in self._config.warnings:
             journal.record(result="warning", detail=warning)
         if not self._config.secret:
@@ -147,7 +152,12 @@ class Flow:
             self._screen.clear()
         return 1
 
-    def _flow(self, first: Response | BaseException) -> None:
+    def _flow(self, first: Response | BaseException | None) -> None:
+        if first is None:
+            if self._kept_token_counts():
+                return
+            self._begun = time.monotonic()
+            first = self._create(self._caller.reason, pam.FIRST_CONNECT_SECONDS)
         answer = self._created(first)
         identity, code = _text(answer, "challenge_id"), clean(_text(answer, "user_code"), 32)
         if len(identity) != 32 or not set(identity) <= _ID_CHARACTERS:
@@ -173,6 +183,37 @@ class Flow:
         if expires > 0:
             limit = min(limit, expires + EXPIRY_MARGIN_SECONDS)
         self._await_decision(limit)
+
+    # The token cache (section 5.1 A)
+
+    def _kept_token_counts(self) -> bool:
+        """
+        Whether the person has a kept token, and the server lets it count; then they are in.
+
+        :raise Failure: the server does not say so, and can be reached: that must not look like having no token.
+        """
+        from identree.agent import tokencache
+
+        hit = tokencache.lookup(self._config, self._user, self._config.hostname, watch=self._watch)
+        if hit is None:
+            return False
+        try:
+            left = tokencache.session(self._client, self._config, self._user, hit)
+        except tokencache.Refused as e:
+            serious = e.status in (401, 403)
+            key = "refused" if serious else "throttled" if e.status == 429 else "other_status"
+            raise Failure(key, "refused", serious=serious, status=e.status) from None
+        except Untrusted as e:
+            raise Failure("untrusted", "error", serious=True, detail=clean(str(e), 200)) from None
+        except WireError as e:
+            raise Failure("no_answer", "error", detail=clean(str(e), 200)) from None
+        if left is None:
+            return False
+        self._screen.result("approved_for", "good", left=remaining(self._screen.lang, left))
+        self._record("approved", reason="kept token")
+        self._look_after()
+        self._report()
+        return True
 
     # Creation
 
@@ -377,6 +418,13 @@ class Flow:
             self._screen.result("approved", "good")
         self._record("approved", reason="grace session" if answer.get("challenge_id") else "")
         self._look_after()
+        if pam.keeps_tokens(self._config):  # after what was pushed, which may say no
+            from identree.agent import tokencache
+
+            token, host = _text(answer, "id_token"), self._config.hostname
+            tokencache.revoke(self._config, self._user, host, self._revoke)
+            if token:
+                tokencache.store(self._config, self._user, host, token)
 
     def _genuine(self, answer: dict[str, object], status: str, field: str) -> bool:
         if not self._config.secret:

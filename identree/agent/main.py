@@ -16,15 +16,30 @@ usage: identree                     PAM helper; started by pam_exec, not by peop
        identree setup [options]     let sudo ask for approval (identree setup --help)
        identree rotate-breakglass   replace this host's break-glass password when it is due [--force] [--print]
        identree verify-breakglass   check a break-glass password that you have
+       identree status [--json]     how this host stands with identree
+       identree doctor [--json]     what is wrong here, and what to do
+       identree heartbeat           tell the server that this host is alive
+       identree renew-cert          renew this host's certificate when it is due [--force]
+       identree verify-install      is the install script the one that was signed? (--help)
+       identree sign-script         sign an install script (--help)
        identree --version
        identree --help
 
 It reads /etc/identree/client.conf."""
 
-_LATER = (
-    "renew-cert heartbeat verify-install sign-script doctor status"  # of a host
-).split()
-_SERVER = "serve add-host remove-host list-hosts rotate-host-secret check-config audit demo".split()
+# Loaded when they are asked for: module and function.
+_COMMANDS = {
+    "setup": ("setup", "run"),
+    "rotate-breakglass": ("rotation", "run"),
+    "verify-breakglass": ("breakglass", "run"),
+    "renew-cert": ("renew", "run"),
+    "heartbeat": ("heartbeat", "run"),
+    "status": ("status", "run"),
+    "doctor": ("doctor", "run"),
+    "verify-install": ("signing", "verify_install"),
+    "sign-script": ("signing", "sign_script"),
+}
+_SERVER = "serve add-host change-host remove-host list-hosts rotate-host-secret enrol check-config audit demo".split()
 
 
 def main() -> None:
@@ -51,21 +66,11 @@ def dispatch(arguments: list[str]) -> int:
     if command in ("--help", "-h", "help"):
         note(USAGE)
         return 0
-    if command == "setup":
-        from identree.agent import setup
-
-        return setup.run(arguments[1:])
-    if command == "rotate-breakglass":
-        from identree.agent import rotation
-
-        return rotation.run(arguments[1:])
-    if command == "verify-breakglass":
-        from identree.agent import breakglass
-
-        return breakglass.run(arguments[1:])
-    if command in _LATER:
-        complain(f"identree: {command} comes in a later version of the agent")
-        return 1
+    if command in _COMMANDS:
+        name, function = _COMMANDS[command]
+        module = __import__(f"identree.agent.{name}", fromlist=[function])
+        code: int = getattr(module, function)(arguments[1:])
+        return code
     if command in _SERVER:
         complain(f"identree: {command} is a command of the identree server; this is the agent of a managed host")
         return 1

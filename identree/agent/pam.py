@@ -64,12 +64,13 @@ def run() -> int:
 
         journal.record(user=user, result="error", reason="configuration", detail=str(e))
         return 1
-    first: Response | BaseException
+    first: Response | BaseException | None = None
     begun = time.monotonic()
     try:
         listen_to_signals()
-        request = encode(user, config.hostname, caller, caller.reason)
-        first = client.request("POST", "/api/challenge", request, connect_timeout=FIRST_CONNECT_SECONDS, sent=_prepare)
+        if not keeps_tokens(config):
+            request = encode(user, config.hostname, caller, caller.reason)
+            first = client.request("POST", "/api/challenge", request, connect_timeout=FIRST_CONNECT_SECONDS, sent=_prepare)
     except (Unreachable, WireError, Left) as e:
         first = e
     from identree.agent import flow
@@ -102,6 +103,11 @@ def ambiguous(block: bytes) -> bool:
 def _prepare() -> None:
     """Load what the answer will need, while the server makes it."""
     from identree.agent import flow, places, screen, tokens  # noqa: F401
+
+
+def keeps_tokens(config: configuration.Config) -> bool:
+    """Whether there is a token cache on this host; :func:`tokencache.off` says why not."""
+    return bool(config.token_cache_enabled and config.token_cache_issuer and config.token_cache_client_id)
 
 
 def valid_user(name: str) -> bool:

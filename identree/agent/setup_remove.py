@@ -13,7 +13,7 @@ import os
 import shutil
 
 from identree.agent import config as configuration
-from identree.agent import setup_pam, setup_sssd, units
+from identree.agent import renew, setup_pam, setup_sssd, units
 from identree.agent.places import PLACES
 from identree.agent.setup_files import (
     BACKUP,
@@ -108,6 +108,8 @@ class Removal:
 
     def _outcome(self, name: str, entry: Entry) -> Outcome:
         real = below(self._root, name)
+        if entry.own and os.path.islink(real):  # renew-cert has put it there
+            return Outcome(b"", None, whole=True)
         now, saved = read(real), read(real + BACKUP)
         if entry.own:
             return Outcome(now, None, whole=True)
@@ -303,6 +305,7 @@ class Removal:
         return problems
 
     def _directories(self) -> list[str]:
+        renew.forget(below(self._root, CONFIG_DIRECTORY))
         for name in reversed(self._journal.directories):
             if name != self._journal.name(os.path.dirname(self._journal.path)):
                 _remove_directory(below(self._root, name))

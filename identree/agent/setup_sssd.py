@@ -446,6 +446,7 @@ class Sssd:
         if not grant.certificate:
             return
         self._work.directory("/etc/identree", 0o755)
+        self._work.directory("/etc/identree/certificates", 0o755)  # of renew-cert; auditd watches it from now on
         self._work.put(CLIENT_CERT, grant.certificate.encode(), own=True)
         self._work.put(CLIENT_KEY, grant.key.encode(), mode=0o600, own=True)
         wanted = {"IDENTREE_CLIENT_CERT": CLIENT_CERT, "IDENTREE_CLIENT_KEY": CLIENT_KEY}

@@ -94,15 +94,16 @@ def unit(name: str, *, agent: str = AGENT, hash_file: str = HASH_FILE) -> str:
     """
     if name not in NAMES:
         raise KeyError(name)
+    # The heartbeat rotates as well, when the server asks for it. Both without MemoryDenyWriteExecute: crypt(3) is
+    # called through ctypes, whose closures need such memory.
+    directory = hash_file.rpartition("/")[0] or "/"
+    places = ["/etc"] if directory == "/etc" or directory.startswith("/etc/") else ["/etc", "-" + directory]
     if name == ROTATE_SERVICE:
-        # Without MemoryDenyWriteExecute: crypt(3) is called through ctypes, whose closures need such memory.
-        directory = hash_file.rpartition("/")[0] or "/"
-        places = ["/etc"] if directory == "/etc" or directory.startswith("/etc/") else ["/etc", "-" + directory]
         return _service(
             "Change the break-glass password when it is due", "rotate-breakglass", agent, [*places, "/run"], ""
         )
     if name == HEARTBEAT_SERVICE:
-        return _service("Tell identree that this host is alive", "heartbeat", agent, ["/run"], "", executable=False)
+        return _service("Tell identree that this host is alive", "heartbeat", agent, [*places, "/run"], "")
     if name == RENEW_SERVICE:
         # It gives sssd, which is not root everywhere, a key that sssd can read.
         return _service(
@@ -183,6 +184,7 @@ def audit_rules(
         *((path, "wa", "identree-pam-config") for path in pam_files),
         ("/etc/sssd/sssd.conf", "wa", "identree-sssd-config"),
         (key_file, "r", "identree-mtls-key"),
+        ("/etc/identree/certificates/", "r", "identree-mtls-key"),  # where renew-cert keeps the keys themselves
     ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 import time
 
 TYPE_CHECKING = False
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 10.0
+
+# How many more descriptors there must be for a failed connection to say anything about the server: a resolver needs
+# several, and a caller with a low limit must not be able to make a server unreachable.
+SPARE_DESCRIPTORS = 8
+
+# What runs out here, not there.
+_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+
+# Of a file with certificates; a bundle of all public authorities has a quarter of a megabyte.
+MAX_CERTIFICATES_BYTES = 4 << 20
 
 # The head of an answer, and its body by status (section 4); what is longer is cut and no longer believed.
 MAX_HEAD_BYTES = 16384
@@ -133,6 +144,8 @@ class Client:
             try:
                 attempt = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
             except OSError as e:
+                if e.errno in _OURS:
+                    raise WireError(_reason(e)) from None
                 problem = e.strerror or "no socket"
                 continue
             try:
@@ -167,6 +180,8 @@ class Client:
         os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"
         found: list[list[tuple[int, int, int, str, tuple[object, ...]]]] = []
         errors: list[str] = []
+        failed_here: list[bool] = []
+        _spare_descriptors()
         readable, writable = os.pipe()
 
         def look_up() -> None:
@@ -174,16 +189,27 @@ class Client:
                 found.append(_addresses(name, port, 0))
             except OSError as e:
                 errors.append(e.strerror or "")
+                if e.errno in _OURS or e.errno == socket.EAI_MEMORY:
+                    failed_here.append(True)
+            except MemoryError:
+                failed_here.append(True)
             finally:
                 os.close(writable)
 
-        _thread.start_new_thread(look_up, ())
+        try:
+            _thread.start_new_thread(look_up, ())
+        except RuntimeError:  # a limit on processes or memory
+            os.close(readable)
+            os.close(writable)
+            raise WireError("no thread to look up the server's name") from None
         try:
             done = self._watch.wait(readable, writing=False, until=until)
         finally:
             os.close(readable)
         if found:
             return found[0][:8]
+        if failed_here:
+            raise WireError(f"the server's name cannot be looked up: {(errors or ['out of memory'])[0].lower()}")
         raise Unreachable((errors[0].lower() if errors else "") if done else "the name server does not answer")
 
     def _secure(self, until: float) -> None:
@@ -398,6 +424,33 @@ def _addresses(name: bytes, port: int, flags: int) -> list[tuple[int, int, int, 
     return list(socket.getaddrinfo(name, port, 0, socket.SOCK_STREAM, 0, flags))
 
 
+def _spare_descriptors() -> None:
+    """:raise WireError: there are fewer than :data:`SPARE_DESCRIPTORS` left."""
+    opened: list[int] = []
+    try:
+        for _ in range(SPARE_DESCRIPTORS // 2):
+            opened += os.pipe()
+    except OSError as e:
+        raise WireError(_reason(e)) from None
+    finally:
+        for each in opened:
+            os.close(each)
+
+
+def _check_certificates(key: str, path: str) -> None:
+    """:raise ConfigError: OpenSSL would wait for ever, or read for ever, from what is there."""
+    from identree.agent.config import ConfigError
+
+    try:
+        info = os.stat(path)
+    except OSError as e:
+        raise ConfigError(f"{key} {path} cannot be used: {e.strerror}") from None
+    if not stat.S_ISREG(info.st_mode):
+        raise ConfigError(f"{key} {path} cannot be used: it is not a regular file")
+    if info.st_size > MAX_CERTIFICATES_BYTES:
+        raise ConfigError(f"{key} {path} cannot be used: it is larger than {MAX_CERTIFICATES_BYTES} bytes")
+
+
 def _reason(error: OSError) -> str:
     return (error.strerror or type(error).__name__).lower()
 
@@ -412,6 +465,7 @@ def _tls_context(config: Config) -> ssl.SSLContext:
     context.hostname_checks_common_name = False
     context.verify_flags |= ssl.VerifyFlags(_PARTIAL_CHAIN)
     if config.ca_cert:
+        _check_certificates("IDENTREE_CA_CERT", config.ca_cert)
         try:
             context.load_verify_locations(cafile=config.ca_cert)
         except (OSError, ValueError) as e:
@@ -429,9 +483,15 @@ def _tls_context(config: Config) -> ssl.SSLContext:
                 "this host has no certificate authorities; install ca-certificates or set IDENTREE_CA_CERT"
             )
     if config.client_cert and config.client_key:
+        _check_certificates("IDENTREE_CLIENT_CERT", config.client_cert)
+        _check_certificates("IDENTREE_CLIENT_KEY", config.client_key)
         try:
-            # the password callback keeps OpenSSL from asking at a terminal
-            context.load_cert_chain(config.client_cert, config.client_key, password=lambda: "")
+            try:
+                # the password callback keeps OpenSSL from asking at a terminal
+                context.load_cert_chain(config.client_cert, config.client_key, password=lambda: "")
+            except ssl.SSLError:
+                # renew-cert may have changed both after the first was read
+                context.load_cert_chain(config.client_cert, config.client_key, password=lambda: "")
         except (OSError, ValueError) as e:
             reason = (getattr(e, "reason", None) or e.strerror or str(e)) if isinstance(e, OSError) else str(e)
             raise ConfigError(

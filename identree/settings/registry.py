@@ -257,6 +257,13 @@ _s(
     "10.0.0.0/8, ::1/128",
 )
 _s(
+    "AGENT_FILE",
+    PATH,
+    "",
+    "The agent that hosts fetch (identree.pyz). Empty: beside the server's program.",
+    "/usr/local/lib/identree/identree.pyz",
+)
+_s(
     "INSTALL_SIGNING_KEY",
     PATH,
     "/config/install-signing.key",

@@ -48,6 +48,7 @@ class Settings:
     tls_cert_file: str
     tls_key_file: str
     trusted_proxies: tuple[Network, ...]
+    agent_file: str
     install_signing_key: str
     install_verify_key: str
     api_keys: tuple[str, ...]

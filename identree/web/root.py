@@ -38,9 +38,10 @@ from identree.web import login as login_routes
 from identree.web.actions import ActionRoutes
 from identree.web.breakglass import BreakGlassRoutes, HeartbeatRoutes
 from identree.web.directory import DirectoryDesk, DirectoryRoutes
+from identree.web.downloads import UPLOAD_BODY_BYTES, UPLOAD_PATH, DownloadDesk, DownloadRoutes, UploadRoutes
 from identree.web.enrol import ENROL_BODY_BYTES, ENROL_PATH, EnrolRoutes
 from identree.web.events import EVENTS_PATH, EventStreams
-from identree.web.fleet import AdminCalls, FleetCalls, FleetDesk, FleetRoutes
+from identree.web.fleet import AdminCalls, CallAnswers, FleetCalls, FleetDesk, FleetRoutes
 from identree.web.forms import Forms
 from identree.web.hooks import WEBHOOK_BODY_BYTES, WEBHOOK_PATH, HookRoutes
 from identree.web.login import DevelopmentRoutes, LoginRoutes
@@ -256,6 +257,7 @@ def build_site(
     credentials: Credentials | None = None,
     provisioning: Provisioning | None = None,
     enrolments: Enrolments | None = None,
+    downloads: DownloadDesk | None = None,
     fleet: FleetDesk | None = None,
     directory: DirectoryDesk | None = None,
     refresh_wanted: Callable[[], None] = lambda: None,
@@ -268,7 +270,7 @@ def build_site(
     :param development: routed only when ``settings.dev_login``.
     :param credentials: reads what hosts present; by default without client certificates.
     :param provisioning: None: its endpoint does not exist.
-    :param enrolments, fleet: the same.
+    :param enrolments, downloads, fleet: the same.
     :param directory: None: its pages do not exist.
     :param refresh_wanted: what PocketID's webhook calls.
     :param trail: gets the audit records of what strangers try.
@@ -368,6 +370,17 @@ def build_site(
                 now=now,
             ),
         ]
+    if downloads is not None and in_thread is not None:
+        routes += [
+            DownloadRoutes(desk=downloads, hosts=hosts, addresses=addresses, credentials=presented, clock=reactor),
+            UploadRoutes(
+                scripts=downloads.scripts,
+                calls=AdminCalls(people=people, sessions=sessions),
+                answers=CallAnswers(),
+                addresses=addresses,
+                in_thread=in_thread,
+            ),
+        ]
     if enrolments is not None:
         routes.append(EnrolRoutes(enrolments=enrolments, addresses=addresses, server_url=settings.external_url))
     routes.append(
@@ -400,6 +413,7 @@ def build_site(
             b"/dev/seed-history": login_routes.SEED_BODY_BYTES,
             WEBHOOK_PATH: WEBHOOK_BODY_BYTES,
             ENROL_PATH: ENROL_BODY_BYTES,
+            UPLOAD_PATH.encode(): UPLOAD_BODY_BYTES,
             breakglass_routes.ESCROW_PATH.encode(): breakglass_routes.BODY_BYTES,
             breakglass_routes.REPORT_PATH.encode(): breakglass_routes.BODY_BYTES,
             breakglass_routes.HEARTBEAT_PATH.encode(): breakglass_routes.HEARTBEAT_BODY_BYTES,

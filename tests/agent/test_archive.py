@@ -123,12 +123,21 @@ class CommandTests(unittest.TestCase):
         self.assertEqual(done.returncode, 1)
         self.assertIn("PAM_USER is not set", done.stdout)
 
-    def test_later_and_server_commands(self) -> None:
+    def test_server_commands(self) -> None:
         """Commands that are not here say where they are, and fail."""
-        for command, word in (("heartbeat", "later version"), ("serve", "server")):
+        for command in ("serve", "add-host", "audit"):
             done = run(command)
             self.assertEqual((done.returncode, done.stdout), (1, ""))
-            self.assertIn(word, done.stderr)
+            self.assertIn("server", done.stderr)
+
+    def test_host_commands(self) -> None:
+        """Every command of a host is found, and explains itself."""
+        from identree.agent.main import _COMMANDS
+
+        for command in _COMMANDS:
+            done = run(command, "--help")
+            self.assertEqual((done.returncode, done.stderr), (0, ""), command)
+            self.assertIn(f"identree {command}", done.stdout)
 
     def test_bug(self) -> None:
         """A bug is one short line on the terminal, and the helper fails."""
