@@ -134,7 +134,7 @@ def _parser(now: datetime) -> argparse.ArgumentParser:
         commands,
         "parked",
         "list the records that a sink would not take, as JSON lines",
-        "They are offered again from time to time (docs/audit.md). Each line has sink, seq, instance, parked_at, "
+        "They are offered again after a restart (docs/audit.md). Each line has sink, seq, instance, parked_at, "
         "reason and record.",
         "exit status: 0 all were listed, and there may be none; 2 the database cannot be read",
     )

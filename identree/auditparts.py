@@ -341,6 +341,7 @@ class Sinks(MultiService):
         if not self._own:
             for name in self._names:
                 self._own[name] = self._follow(name, self._store.outbox)
+                self._store.outbox.when_set_back(self._own[name].set_back)
         super().startService()
         if self._adopts:
             self._look.start(ALIVE_SECONDS).addErrback(
@@ -460,11 +461,12 @@ class CheckpointSigner(Service):
                 return
             self._checkpoints = Checkpoints(self._store, self._store.outbox, key, self._now)
         try:
-            await self._checkpoints.sign()
+            signed = await self._checkpoints.sign()
         except StorageUnavailable as problem:
             self._log.warn("audit: a checkpoint could not be recorded: {problem}", problem=str(problem))
         else:
-            self._metrics.audit_checkpoint.set(self._now().timestamp())
+            if signed is not None:
+                self._metrics.audit_checkpoint.set(signed.timestamp())
 
 
 def announce(settings: Settings, journal: Journal) -> None:

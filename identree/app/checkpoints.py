@@ -208,37 +208,39 @@ class Checkpoints:
         self._key = key
         self._now = now
 
-    async def sign(self) -> None:
+    async def sign(self) -> datetime | None:
         """
         Vouch for everything that the chain holds now. Nothing is done for a chain without records, nor when its last
         record is a checkpoint with this key that is younger than a day (:data:`IDLE`): nothing has happened since.
 
         Events that are recorded meanwhile may stand between what is vouched for and the checkpoint.
 
+        :returns: when the last checkpoint of the chain was signed, aware UTC; None for a chain without records.
         :raise StorageUnavailable: not signed; the next attempt covers as much.
         """
         head = await self._feed.head()
         if not head.next_seq:
-            return
+            return None
         seq, now = head.next_seq - 1, self._now().astimezone(UTC).replace(microsecond=0)
         for record in await self._feed.after(seq - 1, 1):
-            if record.seq == seq and self._covers(record, now):
-                return
+            if record.seq == seq and (signed := self._signed(record, now)) is not None:
+                return signed
         standing = Standing(instance=self._feed.instance, seq=seq, hash=head.hash, time=now)
         reason = checkpoints.statement(standing, self._key.sign(checkpoints.signed_bytes(standing)))
         await self._store.record([AuditCheckpoint(at=now, username="", code=self._key.id, reason=reason)])
         self._log.debug("audit: checkpoint at seq {seq}", seq=seq)
+        return now
 
-    def _covers(self, record: Sealed, now: datetime) -> bool:
-        """Whether it is a checkpoint that makes another one needless."""
+    def _signed(self, record: Sealed, now: datetime) -> datetime | None:
+        """When it was signed, if it is a checkpoint that makes another one needless."""
         if b'"audit_checkpoint"' not in record.plain:
-            return False
+            return None
         values = json.loads(record.plain)
         if values.get("event") != KIND or values.get("code") != self._key.id:
-            return False
+            return None
         try:
             signed = checkpoints.parse(str(values.get("reason", ""))).standing.time
         except checkpoints.BadStatement:
-            return False
+            return None
         # one from the future, after a clock step, does not keep later ones away
-        return timedelta() <= now - signed < IDLE
+        return signed if timedelta() <= now - signed < IDLE else None

@@ -56,9 +56,12 @@ _RECORD_START = b'{"seq":'
 _ESCAPED_START = re.compile(rb'\{\\*"seq\\*":')
 _CEF_START = re.compile(rb"CEF:[01]\|")
 _SYSLOG_START = re.compile(rb"<[0-9]{1,3}>1 ")
+# A syslog line of the sink: its program, without the number of a process, which lines of the server's log have.
+_OURS = re.compile(rb"(?:^|\s)identree(?::\s|\s(?![0-9]+\s))|\[identree@0 ")
 _COLUMNS = ("_raw", "line", "Line")
-# Members of a JSON object that hold a record as text, in the order in which they are looked for.
-_TEXTS = ("raw_data", "_raw", "line", "Line")
+# Members of a JSON object that hold a record as text, in the order in which they are looked for. The event as it came
+# is first: Splunk takes members out of it, raw_data among them, which say nothing about the rest of the event.
+_TEXTS = ("_raw", "line", "Line", "raw_data")
 # What the C-form escapes and the P-form does not, behind an even number of backslashes.
 _C_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u00(3c|3e|26)")
 # All that the line can have with which Splunk ends a search that found nothing.
@@ -145,7 +148,7 @@ class Export:
             if len(line) > MAX_LINE_BYTES:
                 yield Entry(at, b"", Malformed(f"it is longer than {MAX_LINE_BYTES} bytes"))
                 continue
-            if form == NATIVE:
+            if form == NATIVE and not line.startswith(OCSF.begins):
                 yield Entry(at, line, torn=not ended)
                 continue
             line = line.rstrip(b"\r")
@@ -160,7 +163,7 @@ class Export:
                 continue
             if record is None:
                 continue
-            if form == SYSLOG and not record.startswith(b"{") and b"identree" not in line:
+            if form == SYSLOG and not record.startswith(b"{") and not _OURS.search(line):
                 self.foreign += 1
                 continue
             yield Entry(at, record, torn=not ended)
@@ -184,7 +187,10 @@ class Export:
                 yield (line.removeprefix(_BOM) if at == 1 else line).decode("utf-8", "surrogateescape") + "\n"
 
         rows = csv.reader(text())
-        column = _column(next(rows, []))
+        header = next(rows, [])
+        column = _column(header)
+        if column is not None and header.count(header[column]) > 1:
+            yield Entry(1, b"", Malformed(f"it has two columns {header[column]}: which of them is read, nobody knows"))
         while True:
             at = rows.line_num + 1
             try:
@@ -363,9 +369,14 @@ def _unwrapped(text: bytes, value: Mapping[str, object], depth: int) -> bytes | 
             return None
         return text
     record = record_in(inner.encode("utf-8", "surrogatepass"), depth - 1)
-    if "raw_data" in value and record is not None:
+    if record is not None and _is_ocsf(value):
         _check_ocsf(value, record)
     return record
+
+
+def _is_ocsf(value: Mapping[str, object]) -> bool:
+    """Whether it is the event itself, rather than what holds its text and perhaps some of its members."""
+    return next((key for key in _TEXTS if isinstance(value.get(key), str)), "") == "raw_data"
 
 
 def _inner(value: Mapping[str, object]) -> str | None:
@@ -394,8 +405,13 @@ def _check_ocsf(value: Mapping[str, object], raw: bytes) -> None:
         return  # said by whoever reads the record
     if version != __version__:
         return
-    sealed = sealed_of(raw, link)
-    if json.loads(OCSF.text(sealed)) != value:
+    wanted = json.loads(OCSF.text(sealed_of(raw, link)))
+    try:
+        # as text, in which 1, 1.0 and true differ
+        same = json.dumps(wanted, sort_keys=True) == json.dumps(value, sort_keys=True)
+    except RecursionError:
+        same = False
+    if not same:
         raise Malformed("its OCSF members do not say what its raw_data, the record itself, says")
 
 
@@ -419,10 +435,18 @@ def sealed_of(raw: bytes, link: audit.Link) -> Sealed:
 
 def _json(text: bytes) -> dict[str, object] | None:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """:raise ValueError: a key stands there twice: which of the two the next reader takes, nobody knows."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return value
 
 
 def _documents(raw: bytes) -> Iterator[object]:
@@ -432,7 +456,7 @@ def _documents(raw: bytes) -> Iterator[object]:
     except UnicodeDecodeError:
         yield Malformed("it is not UTF-8")
         return
-    decoder, position, space = json.JSONDecoder(), 0, re.compile(r"\s*")
+    decoder, position, space = json.JSONDecoder(object_pairs_hook=_once), 0, re.compile(r"\s*")
     while position < len(text):
         start = space.match(text, position)
         assert start is not None
@@ -488,7 +512,7 @@ def _text_or_trouble(value: Mapping[str, object]) -> str | Malformed:
         inner = _inner(value)
     except Malformed as trouble:
         return trouble
-    if inner is not None and "raw_data" not in value:
+    if inner is not None and not _is_ocsf(value):
         return inner
     # the object itself: OCSF, a record that was laid out anew, or nothing that is known
     try:

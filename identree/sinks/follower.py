@@ -153,6 +153,7 @@ class Follower(Service):
         # shipped, but not settled yet: until when, and up to which record
         self._unsettled: deque[tuple[float, int]] = deque()
         self._known = False
+        self._set_backs = 0
         # whether what was set aside is still to be offered again
         self._parked = True
         self._next_save = 0.0
@@ -181,6 +182,20 @@ class Follower(Service):
     def down(self) -> bool:
         """Whether the last attempt failed."""
         return self._down
+
+    def set_back(self, newest: int) -> None:
+        """
+        The database has lost its latest commits, as a standby may that takes over. Records that come now bear numbers
+        that the receiver has had already, and are shipped nevertheless: whoever verifies sees two of one number.
+
+        :param newest: the last record that still stands.
+        """
+        self._set_backs += 1
+        if self._known and self._position > newest:
+            self._position = newest
+            self._settled, self._saved = min(self._settled, newest), min(self._saved, newest)
+            self._unsettled = deque((until, seq) for until, seq in self._unsettled if seq <= newest)
+            self._interrupt()
 
     # -- service ------------------------------------------------------------------------------------------------------
     def startService(self) -> None:
@@ -230,7 +245,9 @@ class Follower(Service):
 
     async def _round(self) -> None:
         if not self._known:
-            self._position = self._settled = self._saved = await self._feed.position(self._shipper.name)
+            # a cursor ahead of the chain was saved before the database lost its latest commits
+            position = min(await self._feed.position(self._shipper.name), self._feed.newest)
+            self._position = self._settled = self._saved = position
             self._known = True
         if self._parked:
             await self._offer_parked_again()
@@ -242,13 +259,13 @@ class Follower(Service):
             await self._save()
             self._well()
             return
-        position = self._position
+        place = self._position, self._set_backs
         records = await self._gather()
-        if not records or self._position != position:
+        if not records or (self._position, self._set_backs) != place:
             # nothing there; or the connection was lost meanwhile, and what it may have taken with it comes first
             return
         await self._ship(records)
-        if self._position != position:
+        if (self._position, self._set_backs) != place:
             # the connection was lost while the last records were on their way: they are shipped again
             return
         self._position = records[-1].seq
@@ -266,12 +283,14 @@ class Follower(Service):
             if first:
                 self._pending_since = _written(first[0]) or self._now().timestamp()
             await self._pause(feed.reached(self._position + self._batch), linger)
-        records = await feed.after(self._position, self._batch)
+        # of what is sealed while we look, nothing is known
+        position, newest = self._position, feed.newest
+        records = await feed.after(position, self._batch)
         if records:
             self._pending_since = _written(records[0]) or self._now().timestamp()
-        else:
+        elif self._position == position:
             # what was there is cut off by retention, which has said so
-            self._position = max(self._position, (await feed.head()).next_seq - 1)
+            self._position = max(position, newest)
         return records
 
     async def _ship(self, records: Sequence[Sealed]) -> None:

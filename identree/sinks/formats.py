@@ -65,6 +65,11 @@ def place(line: bytes) -> tuple[str, int] | None:
     return None
 
 
+def begins(line: bytes) -> bool:
+    """Whether a whole line of some format begins like this."""
+    return any(line.startswith(form.begins) for form in FORMATS.values())
+
+
 def may_begin(start: bytes) -> bool:
     """Whether a line of some format begins like this; ``start`` may be shorter than what tells them apart."""
     return any(start.startswith(form.begins) or form.begins.startswith(start) for form in FORMATS.values())

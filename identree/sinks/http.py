@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
@@ -66,6 +66,8 @@ GZIP_LEVEL = 6
 # Of an answer, in an error text and in the log.
 QUOTED_CHARACTERS = 200
 LOGGED_BYTES = 1024
+# A shorter value of the URL's query is no secret; hiding it would only make the receiver's words unreadable.
+SECRET_CHARACTERS = 6
 # A longer number of seconds in Retry-After is no number of seconds.
 _LONGEST_NUMBER = 9
 
@@ -230,9 +232,14 @@ class Address:
     def secrets(self) -> tuple[str, ...]:
         """What of it must not be quoted."""
         query = self.query.removeprefix("?")
+        # a receiver may repeat a value alone, as it stands in the URL or as it read it; the short ones are no secrets
+        written = {value for part in query.split("&") if (value := part.partition("=")[2])}
+        values = sorted(
+            {form for value in written for form in (value, unquote_plus(value)) if len(form) >= SECRET_CHARACTERS}
+        )
         if not self.login:
-            return (query,)
-        return query, self.login, self.login.partition(":")[2], self.basic.partition(" ")[2]
+            return (query, *values)
+        return query, *values, self.login, self.login.partition(":")[2], self.basic.partition(" ")[2]
 
 
 def parse_address(url: str) -> Address:

@@ -30,6 +30,8 @@ DIRECTORY_MODE = 0o750
 # How far back from its end a log is read for the last record of an instance, and for the start of a torn line.
 # A record is a few kilobytes at most.
 TAIL_BYTES = 1 << 20
+# How much of its beginning, to tell whether it is one.
+HEAD_BYTES = 64
 # How long a full pipe on standard output may hold up a record.
 STDOUT_PATIENCE_SECONDS = 10.0
 
@@ -387,6 +389,19 @@ def _tail(path: Path) -> bytes:
         return reader.read(TAIL_BYTES)
 
 
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, enough to tell a record's format."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as reader:
+            return reader.read(HEAD_BYTES)
+    except OSError as e:
+        raise _error(path, e) from e
+
+
+def _not_ours(path: Path, why: str) -> SinkError:
+    return SinkError(errno.EINVAL, f"{path} does not look like an audit log: {why}; name another file")
+
+
 def _lines_backwards(path: Path) -> Iterator[bytes]:
     """Whole lines, the last first; what stands behind the last LF is torn and no line."""
     lines = _tail(path).split(b"\n")[:-1]
@@ -406,13 +421,15 @@ def _cut_torn_line(path: Path, file: int) -> int:
         return 0
     tail = _tail(path)
     if tail.endswith(b"\n"):
+        # somebody may have written a line into a log of ours; a file of which neither end is ours is none
+        last = tail[tail.rfind(b"\n", 0, -1) + 1 :]
+        if not formats.begins(last) and not formats.begins(_head(path)):
+            raise _not_ours(path, "neither its first nor its last line is a record")
         return size
     torn = tail[tail.rfind(b"\n") + 1 :]
     start = torn.rstrip(b"\0")
     if not formats.may_begin(start) or (len(torn) == len(tail) and size > len(tail)):
-        raise SinkError(
-            errno.EINVAL, f"{path} does not look like an audit log: its last line is no record; name another file"
-        )
+        raise _not_ours(path, "its last line is no record")
     size -= len(torn)
     os.ftruncate(file, size)
     _log.warn("audit log {path}: cut off a torn last line of {length} bytes", path=str(path), length=len(torn))

@@ -211,6 +211,8 @@ class ClientTrust:
         self._in_thread: Callable[[Callable[[], Any]], Deferred[Any]] = in_thread
         self._context: SSL.Context | None = None
         self._signature: tuple[object, ...] = ()
+        # a disk that hangs keeps one thread, and not one more with every attempt
+        self._looking = False
 
     async def refresh(self) -> None:
         """
@@ -218,6 +220,11 @@ class ClientTrust:
 
         :raise ValueError: a file cannot be used; the text names it and says what to do. What was read before stays.
         """
+        if self._looking:
+            raise ValueError(
+                f"{self._files.names['ca']}: the files of certificates cannot be read; does their disk hang?"
+            )
+        self._looking = True
         loaded: tuple[SSL.Context, tuple[object, ...]] | None = await self._in_thread(self._load_if_changed)
         if loaded is not None:
             self._context, self._signature = loaded
@@ -259,11 +266,15 @@ class ClientTrust:
 
     # -- in a thread --------------------------------------------------------------------------------------------------
     def _load_if_changed(self) -> tuple[SSL.Context, tuple[object, ...]] | None:
-        # looked at first: what changes while it is read is read again the next time
-        signature = self._look()
-        if signature == self._signature:
-            return None
-        return self._load(), signature
+        try:
+            # looked at first: what changes while it is read is read again the next time
+            signature = self._look()
+            if signature == self._signature:
+                return None
+            return self._load(), signature
+        finally:
+            # here and not where it is awaited: who gives up waiting does not end the thread
+            self._looking = False
 
     def _look(self) -> tuple[object, ...]:
         files = self._files

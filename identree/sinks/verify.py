@@ -46,7 +46,7 @@ COMPARED_AT_ONCE = 250_000
 # A public key in PEM is a hundred bytes; nothing larger is one.
 KEY_FILE_BYTES = 64 << 10
 
-_ROTATED = re.compile(r"(?P<base>.*?)(?:\.(?P<number>[0-9]{1,6}))?(?P<gz>\.gz)?")
+_ROTATED = re.compile(r"(?P<base>.*?)(?:\.(?P<number>[0-9]{1,6}))?(?P<gz>\.gz)?", re.DOTALL)
 _KEY_ID = re.compile(f"[0-9a-f]{{{checkpoints.KEY_ID_DIGITS}}}")
 _CHECKPOINT_MARK = f'"event":"{KIND}"'.encode()
 
@@ -211,6 +211,7 @@ class _Check:
         # per file, how many records stood behind the one that they follow, less those that stood before it
         self._direction: Counter[int] = Counter()
         self._problems: list[Problem] = []
+        self._told: set[Place] = set()
         self._not_remembered = 0
         self._notes: list[str] = []
         self._summary: list[str] = []
@@ -296,9 +297,13 @@ class _Check:
                     continue
                 yield Place(number, entry.line), link, entry.record
 
+    def _tell(self, problem: Problem) -> None:
+        self._problems.append(problem)
+        self._told.add(problem.place)
+
     def _remember(self, problem: Problem) -> None:
         if len(self._problems) < MAX_REMEMBERED:
-            self._problems.append(problem)
+            self._tell(problem)
         else:
             self._not_remembered += 1
 
@@ -376,7 +381,7 @@ class _Check:
             if len(self._hashes[instance, end]) == 1:
                 self._repeated += end - stretch.first_seq + 1
             else:
-                self._problems.append(self._difference(stretch, until=end))
+                self._tell(self._difference(stretch, until=end))
             if stretch.last_seq > tip.last_seq:
                 tip = stretch
         reach = f"seq {first.first_seq} to {tip.last_seq}, last hash {tip.last_hash}"
@@ -388,36 +393,40 @@ class _Check:
         if missing:
             numbers = f"seq {tip.last_seq + 1}" + (f" to {stretch.first_seq - 1}" if missing > 1 else "")
             what = f"{missing} before this one missing ({numbers}): the last before it is at {self._at(tip.last)}"
-            self._problems.append(Problem(stretch.first, stretch.first_seq, what))
+            self._tell(Problem(stretch.first, stretch.first_seq, what))
             return
         itself = stretch.count == 1 and after is not None and after.first_seq == stretch.last_seq + 1
         if itself and not (after is not None and after.follows(stretch)):
             what = f"it was changed: it does not fit the record before it ({self._at(tip.last)}) nor the one after it"
-            self._problems.append(Problem(stretch.first, stretch.first_seq, what))
-        elif any(problem.place == tip.last for problem in self._problems):
+            self._tell(Problem(stretch.first, stretch.first_seq, what))
+        elif tip.last in self._told:
             pass  # the same changed record, seen from its other side
         elif stretch.count == 1 and after is None:
             where = self._at(stretch.first)
             what = f"this record or the next, seq {stretch.first_seq} at {where}, was changed: they do not fit"
-            self._problems.append(Problem(tip.last, tip.last_seq, what))
+            self._tell(Problem(tip.last, tip.last_seq, what))
         else:
             what = f"it was changed: seq {stretch.first_seq} at {self._at(stretch.first)} names another hash for it"
-            self._problems.append(Problem(tip.last, tip.last_seq, what))
+            self._tell(Problem(tip.last, tip.last_seq, what))
 
     def _difference(self, stretch: Stretch, *, until: int) -> Problem:
         """
         Two different records bear one number. The first such place is looked up, by more reading that remembers the
         overlap; for further ones a coarser answer must do.
         """
+        coarse = Problem(
+            stretch.first,
+            stretch.first_seq,
+            f"this and the following up to seq {until} differ from others of the same numbers",
+        )
         if self._compared:
-            what = f"this and the following up to seq {until} differ from others of the same numbers"
-            return Problem(stretch.first, stretch.first_seq, what)
+            return coarse
         self._compared = True
+        different: dict[int, tuple[Place, Place]] = {}
         # in pieces, each with a reading of its own, so that memory stays bounded; the first one is nearly always enough
         for start in range(stretch.first_seq, until + 1, COMPARED_AT_ONCE):
             piece = range(start, min(start + COMPARED_AT_ONCE, until + 1))
             seen: dict[int, tuple[str, Place]] = {}
-            different: dict[int, tuple[Place, Place]] = {}
             for place, link, _ in self._links(self._logs, tell=False):
                 if link.instance == stretch.instance and link.seq in piece:
                     known, where = seen.setdefault(link.seq, (link.hash, place))
@@ -425,6 +434,8 @@ class _Check:
                         different.setdefault(link.seq, (where, place))
             if different:
                 break
+        if not different:  # the files are not what they were a moment ago: somebody writes to them, or rotates them
+            return coarse
         seq = min(different)
         one, other = sorted(different[seq], key=self._rank)
         what = f"another record of this number stands at {self._at(other)}, and differs: one was changed or inserted"
@@ -448,12 +459,18 @@ class _Check:
                 if self._stands_twice(before):  # a crash repeated the end of the one, and the other goes on from there
                     self._repeated += before.last_seq - stretch.first_seq + 1
                 else:
-                    self._problems.append(self._difference(stretch, until=before.last_seq))
+                    self._tell(self._difference(stretch, until=before.last_seq))
             elif before.last_seq < stretch.first_seq:
                 self._break(before, stretch, after)
             else:
                 what = "it follows no record of these files: it was inserted, or changed, or those before it removed"
-                self._problems.append(Problem(stretch.first, stretch.first_seq, what))
+                self._tell(Problem(stretch.first, stretch.first_seq, what))
+        if self._keys or self._max_age is not None:
+            count = _count(sum(stretch.count for stretch in stretches), "record")
+            self._notes.append(
+                f"note: {count} {'has' if count.startswith('1 ') else 'have'} no identity, as those of deployed "
+                "versions; no checkpoint vouches for them"
+            )
         for run in runs[:MAX_PRINTED]:
             self._summary.append(f"run from {run.started}: begins at {self._at(run.first)}")
         if len(runs) > MAX_PRINTED:
@@ -525,15 +542,14 @@ class _Check:
 
     def _check_claims(self, by_instance: Mapping[str, list[Stretch]]) -> None:
         """Checkpoints in the logs that vouch for another record than the one right before them."""
-        told = {problem.place for problem in self._problems}
         for one in self._claims:
             place = self._contradiction(one.instance, *one.covers)
-            if place is not None and place not in told:
+            if place is not None and place not in self._told:
                 what = (
                     f"it is not the record that the checkpoint at {self._at(one.place)}, seq {one.seq}, vouches for: "
                     "the log was rewritten, here or before"
                 )
-                self._problems.append(Problem(place, one.covers[0], what))
+                self._tell(Problem(place, one.covers[0], what))
         if self._max_age is not None:
             for instance, stretches in sorted(by_instance.items()):
                 if instance:
@@ -551,14 +567,14 @@ class _Check:
             until = datetime.fromisoformat(last.ended)
             since = datetime.fromisoformat(min(stretches, key=lambda s: s.first_seq).started)
         except ValueError:  # records have the form of one, but it may be the 31st of February
-            self._problems.append(Problem(last.last, last.last_seq, "its chain has timestamps that do not exist"))
+            self._tell(Problem(last.last, last.last_seq, "its chain has timestamps that do not exist"))
             return
         covered = "nothing"
         if latest is not None:
             since, covered = latest.statement.standing.time, f"seq {latest.covers[0]}"
         if until - since > most:
             what = f"the last checkpoint vouches for {covered}; the chain goes on for {_age(until - since)} without one"
-            self._problems.append(Problem(last.last, last.last_seq, what))
+            self._tell(Problem(last.last, last.last_seq, what))
 
     def _check_kept(self, by_instance: Mapping[str, list[Stretch]]) -> None:
         """What was kept elsewhere, against the logs: the first contradiction of each chain, and what is missing."""
@@ -573,7 +589,7 @@ class _Check:
                     f"these logs have nothing of the chain {instance}, of which this checkpoint vouches for seq "
                     f"{kept[-1].covers[0]}; give its logs too, or they are missing"
                 )
-                self._problems.append(Problem(kept[-1].place, kept[-1].seq, what))
+                self._tell(Problem(kept[-1].place, kept[-1].seq, what))
             else:
                 self._compare(instance, kept, stretches)
 
@@ -591,7 +607,7 @@ class _Check:
                         f"it is not the record that was there when the checkpoint at {self._at(one.place)} (seq "
                         f"{one.seq}) was signed, {signed}: the log was rewritten, here or before{after}"
                     )
-                    self._problems.append(Problem(place, seq, what))
+                    self._tell(Problem(place, seq, what))
                     return
                 if (instance, seq, digest) in self._places:
                     agreed = max(agreed, seq)
@@ -603,7 +619,7 @@ class _Check:
                 f"records behind this one are missing: the checkpoint at {self._at(newest.place)} has seq {newest.seq} "
                 f"and vouches for seq {newest.covers[0]}"
             )
-            self._problems.append(Problem(last.last, last.last_seq, what))
+            self._tell(Problem(last.last, last.last_seq, what))
         if confirmed:
             self._summary.append(f"chain {instance}: {_count(confirmed, 'kept checkpoint')} confirmed by these logs")
         if older:

@@ -214,8 +214,8 @@ class Cut:
 
 def delete_old(instance: str, sinks: Sequence[str], now: datetime, retention: Retention) -> Script[Cut]:
     """
-    Delete what every one of ``sinks`` has and what the bounds by age and number cut off. Age does so in all chains, also
-    in those that nobody writes any more; whoever deletes counts, since nobody else sees it.
+    Delete what every one of ``sinks`` has and what the bounds by age and number cut off. Age does so in all chains,
+    also in those that nobody writes any more; whoever deletes counts, since nobody else sees it.
 
     :param sinks: those that are configured, here and in other processes; one without a cursor has nothing yet.
     """

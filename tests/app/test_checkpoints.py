@@ -173,9 +173,10 @@ class SigningTests(SynchronousTestCase):
         self.store = memory_store()
         self.addCleanup(lambda: self.successResultOf(self.store.stop()))
 
-    def sign(self, key: SigningKey | None = None) -> None:
+    def sign(self, key: SigningKey | None = None) -> datetime | None:
         signing = Checkpoints(self.store, self.store.outbox, key or self.key, lambda: self.now)
-        self.successResultOf(signing.sign())
+        signed: datetime | None = self.successResultOf(signing.sign())
+        return signed
 
     def event(self) -> Sealed:
         self.successResultOf(self.store.record([UserSignedOut(at=self.now, username="alice")]))
@@ -217,6 +218,16 @@ class SigningTests(SynchronousTestCase):
             self.event()
             self.sign()
         self.assertEqual(self.store.events, ["user_signed_out", "audit_checkpoint"] * 3)
+
+    def test_says_when(self) -> None:
+        """It tells when the chain was really signed last, so that what watches its age is not told too much."""
+        self.assertIsNone(self.sign())
+        self.event()
+        self.assertEqual(self.sign(), NOW.replace(microsecond=0))
+        self.now += timedelta(hours=5)
+        self.assertEqual(self.sign(), NOW.replace(microsecond=0))
+        self.event()
+        self.assertEqual(self.sign(), NOW.replace(microsecond=0) + timedelta(hours=5))
 
     def test_new_key(self) -> None:
         """A new key vouches for itself at once."""

@@ -32,6 +32,10 @@ def _lines(texts: Sequence[str | bytes]) -> bytes:
     return b"".join((text if isinstance(text, bytes) else text.encode()) + b"\n" for text in texts)
 
 
+def _quoted(record: Sealed) -> str:
+    return '"' + record.plain.decode().replace('"', '""') + '"'
+
+
 def _stamp(record: Sealed) -> str:
     return str(1767323045000000000 + record.seq)
 
@@ -210,6 +214,31 @@ class FormTests(Base):
         self.assertEqual(verify(names, out), VERIFIED, out.getvalue())
         self.assertIn("seq 0 to 5", out.getvalue())
 
+    def test_format_changed_in_a_log(self) -> None:
+        """The setting may be changed in the middle of a log; each line tells which format it has."""
+        for split in (1, 3, 5):
+            texts = [record.plain for record in self.records[:split]] + [OCSF.text(r) for r in self.records[split:]]
+            for order in (texts, texts[::-1]):
+                status, text = self.verify(_lines(order))
+                self.assertEqual(status, VERIFIED, text)
+                self.assertIn("6 records", text)
+            forged = texts[-1].replace(b'"message":"', b'"message":"not ')
+            self.bad(_lines([*texts[:-1], forged]), "export:6", "OCSF members")
+
+    def test_extracted_fields(self) -> None:
+        """Splunk takes the members of OCSF out into fields of their own: the raw event counts, and is compared."""
+        results = [
+            {"_raw": OCSF.text(record).decode(), "raw_data": record.canonical.decode(), "message": "x"}
+            for record in self.records
+        ]
+        by_line = [json.dumps({"preview": False, "result": result}) for result in results]
+        for content in (json.dumps({"results": results}).encode(), _lines(by_line)):
+            self.assertEqual(self.verify(content)[0], VERIFIED)
+        results[2]["_raw"] = results[2]["_raw"].replace('"message":"', '"message":"not ')
+        by_line[2] = json.dumps({"preview": False, "result": results[2]})
+        for content in (json.dumps({"results": results}).encode(), _lines(by_line)):
+            self.bad(content, "OCSF members")
+
     def test_nothing_found(self) -> None:
         """A search that found nothing is an export without records."""
         for name in ("splunk json lines", "splunk results", "splunk rows", "loki answer", "grafana", "splunk csv"):
@@ -345,6 +374,25 @@ class TroubleTests(Base):
         ruined = syslog(self.records[0]).replace(b'{"seq"', b"<seq>")
         self.bad(_lines([ruined, *(syslog(record) for record in self.records[1:])]), "export:1")
 
+    def test_server_log(self) -> None:
+        """Nor do lines about identree, as of its server log and of systemd, stand in the way in a syslog file."""
+        others = (
+            b'Jan  2 03:04:05 h identree[123]: time=x level=ERROR msg="AUDIT sink error" sink=loki',
+            b"Jan  2 03:04:05 h systemd[1]: Started identree.service - identity bridge.",
+            b"Jan  2 03:04:05 h sudo: root : COMMAND=/usr/bin/identree audit parked",
+        )
+        whole = _lines([*map(syslog, self.records), *others])
+        status, text = self.verify(whole)
+        self.assertEqual(status, VERIFIED, text)
+        self.assertIn("3 lines of other programs passed over", text)
+        for ours in (b"<86>1 2026-01-02T03:04:05Z h identree - - damaged", b"Jan  2 03:04:05 h identree damaged"):
+            self.bad(whole + ours + b"\n", "export:10")
+
+    def test_column_twice(self) -> None:
+        """Of two columns of one name people may look at the other one."""
+        rows = ["x,_raw,_raw", *(f"1,{_quoted(r)},{_quoted(r).replace('bob', 'eve')}" for r in self.records)]
+        self.bad(_lines(rows), "export:1", "two columns")
+
     def test_too_long(self) -> None:
         """A line without an end is no record, and costs no memory."""
         for name in ("json log", "logcli jsonl", "rsyslog", "splunk csv"):
@@ -387,6 +435,24 @@ class TroubleTests(Base):
             changed = content.splitlines(keepends=True)
             changed[2] = changed[2].replace(message, b"Nothing at all")
             self.bad(b"".join(changed), "export:3", "OCSF members do not say what its raw_data")
+
+    def test_ocsf_members_twice(self) -> None:
+        """A key that stands there twice says one thing to us and another to the next reader."""
+        for name in ("ocsf", "splunk ocsf", "rsyslog ocsf"):
+            changed = FORMS[name](self.records).splitlines(keepends=True)
+            for known in (b'{"class_uid":', b'{\\"class_uid\\":'):
+                quote = b'\\"' if b"\\" in known else b'"'
+                forged = known.replace(b"{", b"{%bmessage%b:%bNothing%b," % ((quote,) * 4))
+                changed[2] = changed[2].replace(known, forged)
+            self.bad(b"".join(changed), "export:3")
+
+    def test_ocsf_members_of_another_type(self) -> None:
+        """True is not 1, though Python says so."""
+        for name, value in (("activity_id", True), ("severity_id", 1.0)):
+            events = [json.loads(OCSF.text(record)) for record in self.records]
+            self.assertEqual(events[2][name], 1)
+            events[2][name] = value
+            self.bad(_lines([json.dumps(event) for event in events]), "export:3", "OCSF members")
 
     def test_ocsf_of_another_version(self) -> None:
         """The mapping of another version may differ; the record counts."""

@@ -223,6 +223,74 @@ class FollowerTests(SynchronousTestCase):
         self.feed.add()
         self.assertEqual(self.receiver.got, [3])
 
+    def test_cut_off_while_new_ones_come(self) -> None:
+        """What is sealed while it sees that the rest is cut off is not skipped with it."""
+        self.feed.add(3)
+        self.feed.cut = 2
+        self.feed.slow = Deferred()
+        self.follow()
+        slow, self.feed.slow = self.feed.slow, None
+        head = self.feed.head
+
+        async def head_a_moment_later() -> Head:
+            self.feed.add()
+            return await head()
+
+        self.feed.head = head_a_moment_later  # type: ignore[method-assign]
+        slow.callback(None)
+        self.feed.add()
+        self.assertEqual(self.receiver.got, list(range(3, self.feed.newest + 1)))
+
+    def test_set_back(self) -> None:
+        """A database that lost its latest commits gives their numbers again, and what bears them now is shipped."""
+        follower = self.follow()
+        self.feed.add(6)
+        del self.feed.records[3:]
+        follower.set_back(2)
+        self.feed.add(2)
+        self.assertEqual(self.receiver.got, [0, 1, 2, 3, 4, 5, 3, 4])
+
+    def test_set_back_beyond(self) -> None:
+        """Also when the chain has passed the old place meanwhile, and the receiver was away."""
+        follower = self.follow()
+        self.feed.add(4)
+        self.receiver.answer = self.unavailable
+        del self.feed.records[2:]
+        self.feed.add(4)
+        follower.set_back(1)
+        self.receiver.answer = lambda records: None
+        self.clock.advance(LONGEST_RETRY_SECONDS)
+        self.assertEqual(self.receiver.got, [0, 1, 2, 3, 2, 3, 4, 5])
+
+    def test_set_back_while_reading(self) -> None:
+        """What was read before counts no more."""
+        follower = self.follow()
+        self.feed.add(1)
+        self.feed.slow = Deferred()
+        self.feed.add(3)
+        slow, self.feed.slow = self.feed.slow, None
+        after = self.feed.after
+        stale = list(self.feed.records[1:])
+
+        async def read(seq: int, limit: int) -> list[Sealed]:
+            self.feed.after = after  # type: ignore[method-assign]
+            del self.feed.records[2:]
+            follower.set_back(1)
+            return stale
+
+        self.feed.after = read  # type: ignore[method-assign]
+        slow.errback(StorageUnavailable("unreachable", "failed over"))
+        self.clock.advance(FIRST_RETRY_SECONDS)
+        self.assertEqual(self.receiver.got, [0, 1])
+
+    def test_cursor_ahead(self) -> None:
+        """A cursor that was saved before the database lost commits does not hold up what comes."""
+        self.feed.add(2)
+        self.feed.cursors["test"] = 5
+        self.follow()
+        self.feed.add()
+        self.assertEqual(self.receiver.got, [2])
+
     # -- trouble ------------------------------------------------------------------------------------------------------
     def test_receiver_away(self) -> None:
         """The same batch is tried again, ever more rarely; nothing is lost and the cursor stays."""

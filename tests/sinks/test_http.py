@@ -62,6 +62,11 @@ class AddressTests(SynchronousTestCase):
         self.assertEqual(address.basic, "Basic bWU6cEBzcw==")
         self.assertEqual(address.secrets, ("a=b", "me:p@ss", "p@ss", "bWU6cEBzcw=="))
 
+    def test_secret_values(self) -> None:
+        """Each value of the query is a secret, as it is written and as it is read, but for those that cannot be."""
+        address = parse_address("https://h/p?index=main&token=ab%2Fcdef12&flag")
+        self.assertEqual(address.secrets, ("index=main&token=ab%2Fcdef12&flag", "ab%2Fcdef12", "ab/cdef12"))
+
     def test_hosts(self) -> None:
         """Addresses keep their brackets, names become ASCII, and an empty path is the root."""
         self.assertEqual(parse_address("http://[::1]:3100").origin, "http://[::1]:3100")

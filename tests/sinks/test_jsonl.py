@@ -342,6 +342,23 @@ class FailureTests(Base):
         self.assertIn("does not look like an audit log", str(error))
         self.assertEqual(self.path.read_bytes(), b"my only copy of a poem")
 
+    def test_whole_lines_not_ours(self) -> None:
+        """Also when its last line is whole."""
+        self.directory.mkdir()
+        for content in (b"root:x:0:0:root:/root:/bin/bash\n", b"a\n\n", b"{}\n" * 1_000_000):
+            self.path.write_bytes(content)
+            error = self.assertRaises(SinkError, self.log().open)
+            self.assertIn("neither its first nor its last line is a record", str(error))
+            self.assertEqual(self.path.read_bytes(), content)
+
+    def test_a_foreign_line(self) -> None:
+        """A line that somebody has written into a log of ours is no reason to stop."""
+        self.directory.mkdir()
+        for content in (lines(sealed(1)) + b"# rotated by hand\n", b"# begun by hand\n" + lines(sealed(1))):
+            self.path.write_bytes(content)
+            self.log().write(sealed(2)[1:])
+            self.assertEqual(self.path.read_bytes(), content + lines(sealed(2)[1:]))
+
 
 class RotationTests(Base):
     def names(self) -> list[str]:

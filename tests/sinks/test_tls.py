@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL, crypto
-from twisted.internet.defer import Deferred, execute
+from twisted.internet.defer import CancelledError, Deferred, execute
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.protocol import Factory, Protocol
@@ -320,6 +320,24 @@ class TrustTests(SynchronousTestCase):
         """The text names the setting, the file and the right that is missing."""
         text = self.unusable(TrustFiles(ca="/nonexistent/ca.pem", settings=PREFIX))
         self.assertIn(f"{PREFIX}_CA_FILE: /nonexistent/ca.pem cannot be read (No such file or directory)", text)
+
+    def test_disk_hangs(self) -> None:
+        """A look at the files that does not come back keeps one thread, however often a connection is tried."""
+        calls: list[Any] = []
+
+        def hanging(function: Any) -> Deferred[Any]:
+            calls.append(function)
+            return Deferred()
+
+        trust = ClientTrust(self.files, hanging)
+        first = Deferred.fromCoroutine(trust.refresh())
+        first.cancel()
+        self.failureResultOf(first, CancelledError)
+        self.assertIn("does their disk hang?", str(self.failureResultOf(trust.refresh(), ValueError).value))
+        self.assertEqual(len(calls), 1)
+        calls[0]()
+        Deferred.fromCoroutine(trust.refresh())
+        self.assertEqual(len(calls), 2)
 
     def test_no_certificate(self) -> None:
         """A file without PEM is refused."""

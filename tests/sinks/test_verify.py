@@ -80,6 +80,12 @@ class WholeTests(Base):
         self.assertIn("chain a\\x1b[2J\\nverified: 99 records\\u202e: seq 0", text)
         self.assertFalse([line for line in text.splitlines() if not line.isprintable()])
 
+    def test_any_name(self) -> None:
+        """A file may have any name."""
+        name = "audit\n.log.1"
+        self.file(name, lines(self.records))
+        self.assertIn("audit\\n.log.1:10", self.whole(self.directory / name))
+
     def test_empty(self) -> None:
         """An empty file holds nothing bad."""
         self.assertIn("0 records", self.whole(self.file("audit.log")))
@@ -566,6 +572,14 @@ class CheckpointTests(CheckpointBase):
         self.file("audit.log", lines(sealed(10)))
         self.whole(max_age=timedelta(seconds=9))
         self.bad("audit.log:10, seq 9", "vouches for nothing", max_age=timedelta(seconds=8))
+
+    def test_without_identity(self) -> None:
+        """Who relies on checkpoints is told of records that none of them can vouch for."""
+        told = "note: 3 records have no identity, as those of deployed versions; no checkpoint vouches for them"
+        self.file("audit.log", lines(sealed(3, instance="")), lines(self.records))
+        self.assertIn(told, self.whole(keys=[self.key]))
+        self.assertIn(told, self.whole(max_age=timedelta(days=1)))
+        self.assertNotIn(told, self.whole())
 
     def test_impossible_time(self) -> None:
         """A day that does not exist is told, not fallen over."""
