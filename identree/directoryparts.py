@@ -49,6 +49,7 @@ from identree.clients.pocketid import PARALLEL, PocketID
 from identree.clients.vault import VaultKey
 from identree.core.hosts import EVERYBODY, HostRegistry
 from identree.core.limits import FailureThrottle
+from identree.directory.accounts import ssh_keys
 from identree.directory.ids import Numbers
 from identree.directory.layout import Layout
 from identree.directory.snapshot import Snapshot, View
@@ -65,6 +66,7 @@ from identree.listening import ldap_tls, listening, remedy
 from identree.settings.values import Settings
 from identree.storage.opening import open_store
 from identree.storage.store import SqlStore
+from identree.web.deploy import KeyHolder
 from identree.web.directory import DirectoryDesk
 
 T = TypeVar("T")
@@ -253,6 +255,16 @@ class DirectoryParts:
         served = self.directory.served
         users = served.source.users if served is not None else ()
         return any(user.disabled for user in users if user.username == username)
+
+    def key_holders(self) -> list[KeyHolder]:
+        """Whoever has SSH keys, by name."""
+        served = self.directory.served
+        holders = [
+            KeyHolder(username=user.username, email=user.email, ssh_keys=keys)
+            for user in (served.source.users if served is not None else ())
+            if not user.disabled and (keys := tuple(key.decode("utf-8", "replace") for key in ssh_keys(user.claims)))
+        ]
+        return sorted(holders, key=lambda holder: holder.username)
 
     def registry_changed(self) -> None:
         self.listeners.factory.registry_changed()

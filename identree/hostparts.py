@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,20 +17,27 @@ from twisted.logger import Logger
 from identree import __version__, dist
 from identree.agent import units
 from identree.app.breakglass import BreakGlass
-from identree.app.distribution import AGENT_NAMES, AgentFile, InstallTerms, Scripts
+from identree.app.deploys import Deploys, Parts
+from identree.app.distribution import AGENT_NAMES, AgentFile, InstallTerms, Scripts, uninstall_script
 from identree.app.escrow import EscrowBackend
 from identree.app.fleet import Fleet
 from identree.app.hosts import Hosts
-from identree.app.registry import LiveRegistry
+from identree.app.people import Caller
+from identree.app.registry import By, LiveRegistry, Registrar
 from identree.app.rules import Rules
 from identree.app.signing import CannotMakeKey, InstallKeys, load_or_create
 from identree.clients.escrow.build import build_backend
 from identree.clients.http import build_http_client
+from identree.clients.sshdeploy import SshClient
 from identree.core import tokens
+from identree.core.deploy import Access
 from identree.core.escrow import place_of, web_link
+from identree.core.policy import Policies
 from identree.directoryparts import Surroundings
+from identree.settings.registry import SETTINGS
 from identree.settings.values import Settings
 from identree.storage.interface import EscrowRecord
+from identree.web.deploy import DeployDesk, KeyHolder
 from identree.web.downloads import DownloadDesk
 from identree.web.fleet import FleetDesk
 
@@ -60,8 +67,12 @@ def build_hosts(
     keys: tokens.Keys,
     rules: Callable[[], Rules],
     disabled: Callable[[str], bool],
+    policies: Callable[[], Policies] = Policies.empty,
 ) -> HostParts:
-    """:raise ValueError: the escrow settings are of no use; the text says which and why."""
+    """
+    :param policies: what approvals need, as it is now.
+    :raise ValueError: the escrow settings are of no use; the text says which and why.
+    """
     settings = around.settings
     backend = build_backend(
         settings,
@@ -98,6 +109,7 @@ def build_hosts(
         in_thread=around.in_thread,
         now=around.now,
         journal=around.journal,
+        policies=policies,
     )
     if backend is not None:
         Logger(namespace="identree").info("break-glass passwords are escrowed: {name}", name=backend.name)
@@ -152,3 +164,67 @@ def _install_keys(settings: Settings) -> InstallKeys | None:
     except CannotMakeKey as problem:
         Logger(namespace="identree").warn("{problem}", problem=str(problem))
         return None
+
+
+def build_deploys(
+    around: Surroundings,
+    *,
+    fleet: HostParts,
+    downloads: DownloadDesk,
+    registry: LiveRegistry,
+    key_holders: Callable[[], Sequence[KeyHolder]],
+) -> DeployDesk:
+    """Installing and removing over SSH; its ``deploys`` is a service."""
+    settings, store = around.settings, around.store
+    registrar = Registrar(store=store, registry=registry, now=around.now, token=secrets.token_hex)
+
+    def server_url() -> str:
+        return settings.install_url or settings.external_url
+
+    async def install_script() -> bytes:
+        return (await downloads.scripts.current()).content
+
+    async def uninstall(pam: bool, files: bool) -> bytes:
+        return uninstall_script(downloads.uninstall, pam=pam, files=files).encode("ascii")
+
+    async def access(caller: Caller, hostname: str, address: str) -> Access:
+        """Where hosts have secrets of their own, a token that is good for one; else the one that all have."""
+        if registry().enabled:
+            by = By(name=caller.username, reason="deploy over SSH", remote_addr=address)
+            return Access(token=(await registrar.enrolment_token(hostname, by, again=True))[1])
+        return Access(secret=settings.shared_secret)
+
+    async def remove_host(caller: Caller, hostname: str, address: str) -> None:
+        await fleet.desk.fleet.remove(caller, hostname, address=address)
+
+    async def holders() -> Sequence[KeyHolder]:
+        return key_holders()
+
+    deploys = Deploys(
+        ssh=SshClient(around.reactor, around.in_thread),
+        records=store.deploying(),
+        parts=Parts(
+            server_url=server_url,
+            install_script=install_script,
+            uninstall_script=uninstall,
+            access=access,
+            remove_host=remove_host,
+            secrets=lambda: _secrets(settings),
+        ),
+        clock=around.clock,
+        monotonic=around.monotonic,
+        now=around.now,
+        token=secrets.token_hex,
+        journal=around.journal,
+        recording=lambda: store.records,
+    )
+    return DeployDesk(deploys=deploys, key_holders=holders, server_url=server_url)
+
+
+def _secrets(settings: Settings) -> list[str]:
+    """What must never be seen in what a host prints."""
+    return [
+        value
+        for setting in SETTINGS
+        if setting.secret and isinstance(value := getattr(settings, setting.attribute), str) and value
+    ]

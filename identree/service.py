@@ -78,7 +78,7 @@ from identree.directoryparts import (
     build_provisioning,
     build_trust,
 )
-from identree.hostparts import KEEP_SECONDS, build_downloads, build_hosts
+from identree.hostparts import KEEP_SECONDS, build_deploys, build_downloads, build_hosts
 from identree.ldap.tls import ServerTLS, peer_name
 from identree.listening import listener, remedy, web_tls
 from identree.serverlog import keep_standard_streams, observer
@@ -618,6 +618,14 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         rules=lambda: rules,
         disabled=directory.disabled if directory else lambda username: False,
     )
+    downloads = build_downloads(around)
+    deploys = build_deploys(
+        around,
+        fleet=fleet,
+        downloads=downloads,
+        registry=registry,
+        key_holders=directory.key_holders if directory else list,
+    )
     admin_pages = (HOSTS_PAGE, *(ADMIN_PAGES if settings.ldap_enabled else ()))
     renderer = Renderer(rules=lambda: rules, now=now, admin_pages=admin_pages)
     metrics.audit_buffer_limit.set(settings.audit_buffer_size)
@@ -662,7 +670,8 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
             journal=journal,
             metrics=metrics,
         ),
-        downloads=build_downloads(around),
+        downloads=downloads,
+        deploys=deploys,
         fleet=fleet.desk,
         directory=directory.desk if directory else None,
         refresh_wanted=directory.notify if directory else lambda: None,
@@ -678,6 +687,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
 
     async def drain() -> None:
         """Streams first, then held requests, then up to the time-out for what is still running."""
+        await maybeDeferred(deploys.deploys.disownServiceParent)
         front.close_streams()
         waiters.close()
         until = monotonic() + settings.shutdown_timeout.total_seconds()
@@ -714,6 +724,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         Keeper("former administrators", DEMOTE_AGAIN_SECONDS, directory.demotions.again, reactor).setServiceParent(root)
     sinks.setServiceParent(root)
     registry.setServiceParent(root)
+    deploys.deploys.setServiceParent(root)
     if settings.oidc_issuer_url:
         provider.setServiceParent(root)
     if fleet.backend is not None:

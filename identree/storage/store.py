@@ -30,6 +30,7 @@ from identree.storage import (
 )
 from identree.storage.bus import Bus
 from identree.storage.challenges import Headroom
+from identree.storage.hostkeys import DeployStore
 from identree.storage.interface import (
     Agent,
     Beat,
@@ -441,6 +442,11 @@ class SqlStore:
         """All sinks have everything of an adopted chain."""
         instance = self._publisher.instance
         await self._driver.write(lambda: adoption.disown(instance, orphan))
+
+    # -- deploying ----------------------------------------------------------------------------------------------------
+    def deploying(self) -> DeployStore:
+        """What deploying over SSH keeps in this database."""
+        return DeployStore(self._driver)
 
     # -- operations ---------------------------------------------------------------------------------------------------
     async def counts(self, now: datetime) -> Counts:

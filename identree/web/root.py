@@ -37,6 +37,8 @@ from identree.web import hosts as host_routes
 from identree.web import login as login_routes
 from identree.web.actions import ActionRoutes
 from identree.web.breakglass import BreakGlassRoutes, HeartbeatRoutes
+from identree.web.deploy import BODY_LIMITS as DEPLOY_BODY_LIMITS
+from identree.web.deploy import DeployCalls, DeployDesk, DeployRoutes
 from identree.web.directory import DirectoryDesk, DirectoryRoutes
 from identree.web.downloads import UPLOAD_BODY_BYTES, UPLOAD_PATH, DownloadDesk, DownloadRoutes, UploadRoutes
 from identree.web.enrol import ENROL_BODY_BYTES, ENROL_PATH, EnrolRoutes
@@ -258,6 +260,7 @@ def build_site(
     provisioning: Provisioning | None = None,
     enrolments: Enrolments | None = None,
     downloads: DownloadDesk | None = None,
+    deploys: DeployDesk | None = None,
     fleet: FleetDesk | None = None,
     directory: DirectoryDesk | None = None,
     refresh_wanted: Callable[[], None] = lambda: None,
@@ -270,7 +273,7 @@ def build_site(
     :param development: routed only when ``settings.dev_login``.
     :param credentials: reads what hosts present; by default without client certificates.
     :param provisioning: None: its endpoint does not exist.
-    :param enrolments, downloads, fleet: the same.
+    :param enrolments, downloads, deploys, fleet: the same.
     :param directory: None: its pages do not exist.
     :param refresh_wanted: what PocketID's webhook calls.
     :param trail: gets the audit records of what strangers try.
@@ -381,6 +384,24 @@ def build_site(
                 in_thread=in_thread,
             ),
         ]
+    if deploys is not None:
+        routes += [
+            DeployCalls(
+                desk=deploys,
+                calls=AdminCalls(people=people, sessions=sessions),
+                sessions=sessions,
+                addresses=addresses,
+                clock=reactor,
+            ),
+            DeployRoutes(
+                desk=deploys,
+                decisions=decisions,
+                sessions=sessions,
+                render=renderer,
+                rules=rules,
+                ends_at=people.session_ends_at,
+            ),
+        ]
     if enrolments is not None:
         routes.append(EnrolRoutes(enrolments=enrolments, addresses=addresses, server_url=settings.external_url))
     routes.append(
@@ -413,6 +434,7 @@ def build_site(
             b"/dev/seed-history": login_routes.SEED_BODY_BYTES,
             WEBHOOK_PATH: WEBHOOK_BODY_BYTES,
             ENROL_PATH: ENROL_BODY_BYTES,
+            **DEPLOY_BODY_LIMITS,
             UPLOAD_PATH.encode(): UPLOAD_BODY_BYTES,
             breakglass_routes.ESCROW_PATH.encode(): breakglass_routes.BODY_BYTES,
             breakglass_routes.REPORT_PATH.encode(): breakglass_routes.BODY_BYTES,

@@ -275,6 +275,53 @@ SENTENCES: Mapping[str, Message] = {
         N_("No such host"),
         N_("The registry has no host of this name. Check the spelling."),
     ),
+    "too_many_deploys": Message(
+        N_("As many jobs as may run"),
+        N_("As many deployments run as may. Try again when one has ended."),
+    ),
+    "server_stopping": Message(
+        N_("The server is stopping"),
+        N_("Nothing was begun. Try again in a minute."),
+    ),
+    "host_unreachable": Message(
+        N_("The host does not answer"),
+        N_("Its SSH server could not be reached. Check name, port and firewall."),
+    ),
+    "no_script": Message(
+        N_("There is no script"),
+        N_("The script for hosts cannot be served. The server's log says why."),
+    ),
+    "job_not_found": Message(
+        N_("No such job"),
+        N_("It has ended long ago, or runs on another server."),
+    ),
+    "not_initiator": Message(
+        N_("Somebody else's job"),
+        N_("Only who started it may see and stop it."),
+    ),
+    "too_many_connections": Message(
+        N_("Too many readers"),
+        N_("Too many pages follow this job. Close some of them."),
+    ),
+    "host_key_unknown": Message(
+        N_("The host is not known yet"),
+        N_("Compare the fingerprint of its SSH key with the one on the host, then confirm it."),
+    ),
+    "host_key_changed": Message(
+        N_("The host's key has changed"),
+        N_(
+            "It is not the host that was confirmed, or somebody stands in between. Nothing was sent. Ask who runs the "
+            "host, then have the old key forgotten."
+        ),
+    ),
+    "signing_not_configured": Message(
+        N_("Nothing can be signed"),
+        N_("There is no key for install scripts. See IDENTREE_INSTALL_SIGNING_KEY."),
+    ),
+    "no_custom_script": Message(
+        N_("No script of your own"),
+        N_("The built-in install script is served."),
+    ),
     "account_disabled": Message(
         N_("The account is disabled"),
         N_("The directory says that this person's account is disabled. Enable it at the identity provider first."),
