@@ -9,8 +9,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Build artefacts: the agent, the screenshots of the tests, the numbers of the benchmarks.
 BUILD := build
+# Pythons that the agent is tested on and the machine does not have.
+PYTHONS := $(CURDIR)/$(VENV)/pythons
 
-.PHONY: help venv runtime-venv system-packages demo test lint bench agent catalogues docs screenshots dashboards clean lock
+.PHONY: help venv runtime-venv system-packages pythons demo test lint bench agent catalogues docs screenshots dashboards clean lock
 
 help: ## what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -37,6 +39,9 @@ venv: $(VENV)/.dev ## .venv with the program, its locked dependencies and the de
 system-packages: ## the Debian packages that the tests need
 	tools/ensure-packages --tests
 
+pythons: $(VENV)/.dev ## the Pythons that managed hosts may have
+	tools/ensure-pythons $(BIN)/uv $(PYTHONS)
+
 agent: $(VENV)/.runtime ## build/identree.pyz, the one file that runs on managed hosts
 	$(BIN)/python tools/build_agent.py $(BUILD)/identree.pyz
 
@@ -52,8 +57,8 @@ lint: $(VENV)/.dev ## ruff, mypy, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: system-packages $(VENV)/.dev catalogues agent lint ## lint and every test, on real parts
-	$(BIN)/python -m pytest tests -n auto --dist loadgroup
+test: system-packages $(VENV)/.dev pythons catalogues agent lint ## lint and every test, on real parts
+	PATH="$(PYTHONS)/bin:$$PATH" $(BIN)/python -m pytest tests -n auto --dist loadgroup
 
 bench: $(VENV)/.dev catalogues agent ## the numbers, measured on this machine
 	tools/ensure-packages --bench

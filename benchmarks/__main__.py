@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "release": lambda report: hosts.releases(report, HOSTS_WAITING),
     "memory": lambda report: hosts.memory(report, MANY_HOSTS_WAITING),
     "dashboards": lambda report: dashboards.woken(report, DASHBOARDS),
+    "breakglass": agents.breakglass_decision,
     "agent": agents.own_time,
     "start": start.first_answer,
     "ldap": directory.compared,

@@ -11,11 +11,15 @@ import fcntl
 import json
 import os
 import pty
+import select
+import socket
 import statistics
 import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +34,10 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 RUNS = 5
 STARTS_PER_RUN = 20
 
+# The prompt of break-glass, in English; and how long it is waited for.
+BREAKGLASS_PROMPT = b"break-glass password: "
+PROMPT_SECONDS = 60.0
+
 
 def user(number: int) -> str:
     return f"agent-{number}"
@@ -40,6 +48,7 @@ class Starter:
 
     def __init__(self) -> None:
         self._master, slave = pty.openpty()
+        self._slave = slave  # open, or the terminal would hang up between two agents
 
         def own_the_terminal() -> None:
             fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
@@ -52,12 +61,27 @@ class Starter:
             start_new_session=True,
             preexec_fn=own_the_terminal,
         )
-        os.close(slave)
 
     def tell(self, **order: object) -> None:
         stdin: Any = self._process.stdin
         stdin.write(json.dumps(order).encode() + b"\n")
         stdin.flush()
+
+    def read_terminal(self, wanted: bytes, seconds: float) -> float:
+        """
+        When the terminal had been sent ``wanted``, on the clock of all processes.
+
+        :raise RuntimeError: it was not within ``seconds``.
+        """
+        shown, until = b"", time.perf_counter() + seconds
+        while wanted not in shown:
+            if not select.select([self._master], [], [], max(0.0, until - time.perf_counter()))[0]:
+                raise RuntimeError(f"the terminal did not show {wanted!r} but {shown!r}")
+            shown += os.read(self._master, 65536)
+        return time.perf_counter()
+
+    def type(self, typed: bytes) -> None:
+        os.write(self._master, typed)
 
     def hear(self) -> Any:
         stdout: Any = self._process.stdout
@@ -72,15 +96,17 @@ class Starter:
                 pipe.close()
         self._process.kill()
         self._process.wait()
+        os.close(self._slave)
         os.close(self._master)
 
 
-def write_conf(directory: Path, url: str, secret: str) -> Path:
+def write_conf(directory: Path, url: str, secret: str, more: str = "") -> Path:
+    """:param more: further lines."""
     path = directory / "client.conf"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(
             f"IDENTREE_SERVER_URL={url}\nIDENTREE_SHARED_SECRET={secret}\nIDENTREE_HOSTNAME=bench-host\n"
-            "IDENTREE_INSECURE_ALLOW_HTTP_ESCROW=true\n"
+            f"IDENTREE_INSECURE_ALLOW_HTTP_ESCROW=true\n{more}"
         )
     return path
 
@@ -120,8 +146,14 @@ class Agents:
 
 
 def own_time(report: Report) -> None:
+    """From the start of the agent to its request at the server, and to the end of an approved sudo."""
+    arrived: list[float] = []
+
     def script(request: Request) -> Any:
-        return created() if request.method == "POST" else approved()
+        if request.method != "POST":
+            return approved()
+        arrived.append(time.perf_counter())
+        return created()
 
     server = ScriptedServer(script)
     starter = Starter()
@@ -131,6 +163,7 @@ def own_time(report: Report) -> None:
         "python3 -c pass": [SYSTEM_PYTHON, "-c", "pass"],
     }
     times: dict[str, list[list[float]]] = {name: [] for name in commands}
+    starts: list[list[float]] = []
     try:
         with temporary_directory() as directory:
             conf = write_conf(directory, server.url, SCRIPTED_SECRET)
@@ -141,6 +174,9 @@ def own_time(report: Report) -> None:
                     told = [starter.hear() for _ in environments]
                     if any(one["code"] for one in told):
                         raise RuntimeError(f"{name} ended with {told[0]['code']}")
+                    if run and name == "agent":
+                        requests = arrived[-len(told) :]
+                        starts.append([(at - one["started"]) * 1000 for one, at in zip(told, requests, strict=True)])
                     if run:
                         times[name].append([(one["ended"] - one["started"]) * 1000 for one in told])
     finally:
@@ -151,12 +187,67 @@ def own_time(report: Report) -> None:
     medians = {name: [statistics.median(run) for run in runs] for name, runs in times.items()}
     report.add(
         Result(
+            name="Agent's start, to its request at the server",
+            unit="ms",
+            target=60,
+            digits=1,
+            runs=[statistics.median(run) for run in starts],
+        )
+    )
+    report.add(
+        Result(
             name="Agent's own time in a sudo",
             unit="ms",
             target=120,
             digits=1,
             runs=medians["agent"],
             peer="; ".join(f"{name} {statistics.median(medians[name]):.1f} ms" for name in list(commands)[1:]),
+        )
+    )
+
+
+@contextmanager
+def _black_hole() -> Iterator[str]:
+    """An address where connections neither succeed nor fail: its queue is full, and nobody takes from it."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filling = stack.enter_context(socket.socket())
+            filling.setblocking(False)
+            with suppress(BlockingIOError):
+                filling.connect(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def breakglass_decision(report: Report) -> None:
+    """From the start of the agent to the break-glass prompt, when packets to the server vanish."""
+    starter = Starter()
+    times = []
+    try:
+        with temporary_directory() as directory, _black_hole() as url:
+            hash_file = directory / "hash"
+            with open(os.open(hash_file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                file.write("# compared with what nobody types\n")
+            conf = write_conf(directory, url, SCRIPTED_SECRET, f"IDENTREE_BREAKGLASS_FILE={hash_file}\n")
+            for _ in range(RUNS):
+                starter.tell(command=[str(ARCHIVE)], environments=[_environment(conf, "alice")], together=False)
+                asked = starter.read_terminal(BREAKGLASS_PROMPT, PROMPT_SECONDS)
+                starter.type(b"\x03")
+                told = starter.hear()
+                if told["code"] != 1:
+                    raise RuntimeError(f"the agent ended with {told['code']}")
+                times.append(asked - told["started"])
+    finally:
+        starter.close()
+    report.add(
+        Result(
+            name="Break-glass prompt, with a black-holed server",
+            unit="s",
+            target=7,
+            digits=2,
+            runs=times,
         )
     )
 

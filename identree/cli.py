@@ -21,6 +21,7 @@ usage: identree COMMAND
   audit export           print the records of a span of time (--from, --to)
   audit parked           list the records that a sink would not take
   escrow rekey           encrypt the break-glass passwords of the local back end anew (--new-key-file FILE)
+  escrow show HOST       show a password of the local back end, also while no server runs (--reason TEXT)
   directory check        ask the running directory what sssd asks; show what came and how long it took
   directory show NAME    explain a person or a group: ids, groups, keys, every sudo rule and why
   add-host HOST          register a host; prints its secret (--users alice,bob, --group LABEL)
@@ -48,6 +49,10 @@ HOST_COMMANDS = (
     "verify-breakglass",
     "renew-cert",
     "heartbeat",
+    "status",
+    "doctor",
+    "verify-install",
+    "sign-script",
 )
 
 

@@ -209,7 +209,7 @@ def _with_registry(settings: Settings, command: str, work: Callable[[_Desk], Awa
             token=secrets.token_hex,
             outside=True,
         )
-        by = By(name=_account(), reason=f"identree {command}")
+        by = By(name=account(), reason=f"identree {command}")
         status = await work(_Desk(settings=settings, registry=registry, registrar=registrar, by=by))
         if registry.file_trouble and command != "list-hosts":
             _say(
@@ -221,7 +221,7 @@ def _with_registry(settings: Settings, command: str, work: Callable[[_Desk], Awa
     return beside_the_server(settings, whole)
 
 
-def _account() -> str:
+def account() -> str:
     """Whose command it is, for the audit record: the account of this process, or who became root by sudo."""
     uid = os.getuid()
     with suppress(KeyError):

@@ -617,6 +617,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         keys=keys,
         rules=lambda: rules,
         disabled=directory.disabled if directory else lambda username: False,
+        policies=policies,
     )
     downloads = build_downloads(around)
     deploys = build_deploys(

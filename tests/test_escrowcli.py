@@ -1,9 +1,12 @@
-"""Another key for the passwords of the local escrow back end."""
+"""The passwords of the local escrow back end from the command line: to be shown, and to get another key."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
+import pty
+import pwd
 import shutil
 import sqlite3
 import subprocess
@@ -11,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +23,21 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from identree import escrowcli
 from identree.clients.escrow.local import SealingKey
+from identree.core.challenge import HistoryEntry
 from identree.core.errors import StorageUnavailable
-from identree.escrowcli import Report, rekey
-from identree.storage.interface import MOST_RESEALED, Ciphertext, Resealed
-from tests.fakes import memory_store
-from tests.settings.fakes import environment
+from identree.core.events import BreakglassEscrowed
+from identree.escrowcli import NotShown, Report, Request, Shown, rekey, show
+from identree.storage.interface import MOST_RESEALED, Ciphertext, EscrowRecord, Resealed
+from tests.app.world import now_result
+from tests.fakes import MemoryLog, memory_store
+from tests.settings.fakes import environment, loaded
 
 OLD = "o" * 32
 NEW = "n" * 32
 SALT = "ab" * 16
+PASSWORD = "correct-horse-battery-staple"
+NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+DAY = timedelta(days=1)
 OLD_KEY, NEW_KEY = SealingKey.derived(OLD, ""), SealingKey.derived(NEW, "")
 
 
@@ -192,6 +202,289 @@ class RekeyTests(SynchronousTestCase):
         work: Any = rekey(self.store, old=[OLD_KEY], new=Wrong(), random_bytes=self.random_bytes)  # type: ignore[arg-type]
         self.failureResultOf(Deferred.fromCoroutine(work), RuntimeError)
         self.assertEqual(self.text("web0000"), before)
+
+
+class ShowTests(SynchronousTestCase):
+    """What is shown, and what is on record before it is."""
+
+    def setUp(self) -> None:
+        self.log = MemoryLog()
+        self.store = memory_store(log=self.log)
+
+    def put(self, hostname: str, password: str = PASSWORD, escrowed_at: datetime = NOW - DAY) -> None:
+        entry = HistoryEntry(at=escrowed_at, username="", action="rotated_breakglass", hostname=hostname)
+        event = BreakglassEscrowed(at=escrowed_at, username=hostname, hostname=hostname)
+        now_result(self.store.store_ciphertext(hostname, OLD_KEY.seal(hostname, password, b"n" * 12)))
+        now_result(self.store.record_escrow(EscrowRecord(hostname=hostname, escrowed_at=escrowed_at), entry, event))
+
+    def request(self, **changed: Any) -> Request:
+        values = {"hostname": "web1", "account": "ada", "reason": "server is down", "rotates": True, "terminal": True}
+        return Request(**{**values, **changed})
+
+    def show(self, key: SealingKey = OLD_KEY, **changed: Any) -> Shown:
+        return now_result(show(self.store, key, self.request(**changed), NOW))  # type: ignore[no-any-return]
+
+    def not_shown(self, key: SealingKey = OLD_KEY, **changed: Any) -> str:
+        """Why not. Nothing is on record then."""
+        before = len(self.log.records)
+        work: Any = show(self.store, key, self.request(**changed), NOW)
+        failure = self.failureResultOf(Deferred.fromCoroutine(work), NotShown)
+        now_result(self.store.take_outside_events())
+        self.assertEqual((self.reveals(), len(self.log.records), self.rotations()), ([], before, []))
+        self.assertNotIn(PASSWORD, str(failure.value))
+        return str(failure.value)
+
+    def reveals(self) -> list[HistoryEntry]:
+        return [one for one in now_result(self.store.history(None)) if one.action == "revealed_breakglass"]
+
+    def rotations(self) -> list[tuple[str, datetime]]:
+        return [(one.hostname, one.requested_at) for one in now_result(self.store.rotations())]
+
+    def test_shown(self) -> None:
+        """The password, on record in the history and for the next server's audit chain; the host is to replace it."""
+        self.put("web1")
+        before = len(self.log.records)
+        shown = self.show()
+        self.assertEqual((shown.password, shown.escrowed_at), (PASSWORD, NOW - DAY))
+        [entry] = self.reveals()
+        reason = "server is down (identree escrow show)"
+        self.assertEqual((entry.username, entry.hostname, entry.at, entry.reason), ("ada", "web1", NOW, reason))
+        self.assertEqual(self.rotations(), [("web1", NOW)])
+        self.assertEqual(len(self.log.records), before)
+        self.assertEqual(now_result(self.store.take_outside_events()), 1)
+        record = json.loads(self.log.records[-1].plain)
+        told = [record[key] for key in ("event", "username", "actor", "hostname", "reason")]
+        self.assertEqual(told, ["revealed_breakglass", "ada", "ada", "web1", reason])
+        self.assertEqual([PASSWORD.encode() in one.plain for one in self.log.records], [False] * len(self.log.records))
+
+    def test_not_recorded(self) -> None:
+        """What cannot be recorded is not shown."""
+        self.put("web1")
+        store = self.store
+
+        class Full:
+            escrow_record, escrow_records, ciphertext = store.escrow_record, store.escrow_records, store.ciphertext
+
+            async def record_reveal(self, *_: Any, **__: Any) -> None:
+                raise StorageUnavailable("full")
+
+        work: Any = show(Full(), OLD_KEY, self.request(), NOW)
+        self.failureResultOf(Deferred.fromCoroutine(work), StorageUnavailable)
+
+    def test_no_rotation(self) -> None:
+        """By the setting it stays."""
+        self.put("web1")
+        self.show(rotates=False)
+        self.assertEqual((len(self.reveals()), self.rotations()), (1, []))
+
+    def test_stored_just_now(self) -> None:
+        """A password of this very second is still older than the rotation that is asked for."""
+        self.put("web1", escrowed_at=NOW)
+        self.show()
+        self.assertEqual(self.rotations(), [("web1", NOW + timedelta(seconds=1))])
+
+    def test_old_spelling(self) -> None:
+        """Old servers kept the host's own spelling, to which the sealed password is bound; the rest is normalised."""
+        self.put("WEB1.")
+        self.assertEqual(self.show().password, PASSWORD)
+        self.assertEqual(self.rotations(), [("web1", NOW)])
+
+    def test_long_reason(self) -> None:
+        """Where it comes from is said however long the reason is, within the bound of reasons."""
+        self.put("web1")
+        self.show(reason="x" * 500)
+        [entry] = self.reveals()
+        self.assertEqual(len(entry.reason), 500)
+        self.assertTrue(entry.reason.endswith("x (identree escrow show)"))
+
+    def test_unknown(self) -> None:
+        """No password: the short name and the full one are easily mixed up."""
+        self.assertEqual(self.not_shown(), "there is no password of web1 in this database")
+        for name in ("web1.example.com", "web10.example.com", "db1"):
+            self.put(name)
+        self.assertIn("did you mean web1.example.com?", self.not_shown())
+        self.assertIn("did you mean db1?", self.not_shown(hostname="db1.example.com"))
+
+    def test_elsewhere(self) -> None:
+        """Stored while another back end was set."""
+        entry = HistoryEntry(at=NOW, username="", action="rotated_breakglass", hostname="web1")
+        event = BreakglassEscrowed(at=NOW, username="web1", hostname="web1")
+        now_result(self.store.record_escrow(EscrowRecord(hostname="web1", escrowed_at=NOW), entry, event))
+        self.assertIn("another back end", self.not_shown())
+
+    def test_wrong_key(self) -> None:
+        """With another key, and a password that is empty."""
+        self.put("web1")
+        self.assertIn("IDENTREE_ESCROW_ENCRYPTION_KEY", self.not_shown(NEW_KEY))
+        self.put("web1", "")
+        self.assertIn("empty", self.not_shown())
+
+    def test_control_characters(self) -> None:
+        """A host's password does not command the terminal of who looks; a file may have it."""
+        self.put("web1", f"{PASSWORD}\x1b]0;x\x07")
+        self.assertIn("--print", self.not_shown())
+        self.assertEqual(self.show(terminal=False).password, f"{PASSWORD}\x1b]0;x\x07")
+
+
+class ShowCommandTests(SynchronousTestCase):
+    """``identree escrow show``, as a process of its own on a database file, without a server."""
+
+    def setUp(self) -> None:
+        self.directory = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.database = self.directory / "identree.db"
+        store = memory_store(dsn=str(self.database))
+        entry = HistoryEntry(at=NOW, username="", action="rotated_breakglass", hostname="web1")
+        event = BreakglassEscrowed(at=NOW, username="web1", hostname="web1")
+        now_result(store.store_ciphertext("web1", OLD_KEY.seal("web1", PASSWORD, b"n" * 12)))
+        now_result(store.record_escrow(EscrowRecord(hostname="web1", escrowed_at=NOW), entry, event))
+        now_result(store.stop())
+        self.environment = {
+            **environment(
+                DATABASE_DSN=str(self.database),
+                ESCROW_BACKEND="local",
+                ESCROW_ENCRYPTION_KEY=OLD,
+                TOML_CONFIG_FILE=str(self.directory / "none.toml"),
+            ),
+            "PATH": os.environ["PATH"],
+            "SUDO_USER": "ada",
+        }
+
+    def run_it(self, *arguments: str, **options: Any) -> tuple[int, str, str]:
+        code = "import sys; from identree.cli import main; sys.exit(main(sys.argv[1:]))"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "escrow", "show", *arguments],
+            env=self.environment,
+            cwd=Path(escrowcli.__file__).parent.parent,
+            text=True,
+            timeout=120,
+            check=False,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+        )
+        self.assertNotIn(PASSWORD, done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+        return done.returncode, done.stdout or "", done.stderr
+
+    def refused(self, said: str, *arguments: str, status: int = 2) -> str:
+        """Nothing is shown, and nothing on record."""
+        code, out, errors = self.run_it(*arguments)
+        self.assertEqual((code, out), (status, ""), errors)
+        self.assertIn(said, errors)
+        self.assertEqual(self.rows("SELECT * FROM outside_events"), [])
+        return errors
+
+    def rows(self, sql: str) -> list[Any]:
+        connection = sqlite3.connect(self.database)
+        try:
+            return connection.execute(sql).fetchall()
+        finally:
+            connection.close()
+
+    def account(self) -> str:
+        return "ada" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+
+    def test_printed(self) -> None:
+        """Standard output has the password alone; who wanted it is on record, and the host is to replace it."""
+        status, out, errors = self.run_it("Web1.", "--reason", "it is down", "--print")
+        self.assertEqual((status, out), (0, PASSWORD + "\n"), errors)
+        self.assertIn(f"{self.account()} was shown it", errors)
+        self.assertIn("replaces it", errors)
+        [(kind, fields)] = self.rows("SELECT kind, fields FROM outside_events")
+        record = json.loads(fields)
+        told = [record[key] for key in ("username", "actor", "hostname", "reason")]
+        self.assertEqual(kind, "revealed_breakglass")
+        self.assertEqual(told, [self.account(), self.account(), "web1", "it is down (identree escrow show)"])
+        self.assertEqual(len(self.rows("SELECT * FROM rotate_breakglass_before")), 1)
+
+    def test_terminal(self) -> None:
+        """On a terminal it needs no more than the reason."""
+        controller, terminal = pty.openpty()
+        try:
+            status, _, errors = self.run_it("web1", "--reason", "it is down", stdout=terminal)
+            self.assertEqual(status, 0, errors)
+            self.assertEqual(os.read(controller, 4096).decode(), PASSWORD + "\r\n")
+        finally:
+            os.close(terminal)
+            os.close(controller)
+
+    def test_kept(self) -> None:
+        """By the setting the host keeps its password, which is said."""
+        self.environment["IDENTREE_ESCROW_ROTATE_AFTER_REVEAL"] = "false"
+        self.assertIn("It stays", self.run_it("web1", "--reason", "it is down", "--print")[2])
+        self.assertEqual(self.rows("SELECT * FROM rotate_breakglass_before"), [])
+
+    def test_words(self) -> None:
+        """No terminal, no reason, no name of a host, none at all."""
+        self.refused("--print", "web1", "--reason", "it is down")
+        self.refused("--reason", "web1", "--print")
+        self.refused("--reason", "web1", "--print", "--reason", " ")
+        self.refused("control characters", "web1", "--print", "--reason", "a\nb")
+        self.refused("letters, digits", "web 1", "--print", "--reason", "x")
+        self.refused("letters, digits", "..", "--print", "--reason", "x")
+
+    def test_other_hosts(self) -> None:
+        """A host that has none."""
+        self.refused("no password of web2", "web2", "--print", "--reason", "x", status=1)
+
+    def test_only_what_matters(self) -> None:
+        """A copy of the database and the key are enough; without the key, or with half of one, they are not."""
+        for name in ("OIDC_ISSUER_URL", "OIDC_CLIENT_SECRET", "SHARED_SECRET", "EXTERNAL_URL"):
+            del self.environment[f"IDENTREE_{name}"]
+        status, out, errors = self.run_it("web1", "--reason", "it is down", "--print")
+        self.assertEqual((status, out), (0, PASSWORD + "\n"), errors)
+        self.assertIn("does not matter here", errors)
+
+    def test_settings(self) -> None:
+        """What a password cannot be found or opened with."""
+        self.environment["IDENTREE_ESCROW_ENCRYPTION_KEY"] = "short"
+        self.refused("IDENTREE_ESCROW_ENCRYPTION_KEY: at least 32", "web1", "--print", "--reason", "x")
+        self.environment["IDENTREE_ESCROW_ENCRYPTION_KEY"] = OLD
+        self.environment["IDENTREE_DATABASE_DSN"] = str(self.directory / "other.db")
+        self.refused("other.db; set IDENTREE_DATABASE_DSN", "web1", "--print", "--reason", "x")
+        self.assertFalse((self.directory / "other.db").exists(), "it is not made by the way")
+
+    def test_elsewhere(self) -> None:
+        """With other back ends it says where to look."""
+        self.environment["IDENTREE_ESCROW_BACKEND"] = ""
+        self.refused("no escrow back end is set", "web1", "--print", "--reason", "x")
+        self.environment["IDENTREE_ESCROW_COMMAND"] = "/bin/store"
+        self.refused("BREAKGLASS_HOSTNAME=web1", "web1", "--print", "--reason", "x")
+
+
+class ElsewhereTests(SynchronousTestCase):
+    """Where the password of ``web-1.example.com`` is, by back end."""
+
+    def where(self, backend: str, path: str, **more: str) -> str:
+        settings = loaded(ESCROW_BACKEND=backend, ESCROW_URL="https://v.example", ESCROW_PATH=path, **more)
+        return escrowcli._elsewhere(settings, "web-1.example.com")
+
+    def test_vault(self) -> None:
+        """Path and field, and the page."""
+        said = self.where("vault", "secret/identree", ESCROW_AUTH_SECRET="x", ESCROW_WEB_URL="https://v.example")
+        self.assertIn("at https://v.example for the field password of secret/identree/web-1.example.com", said)
+        self.assertIn("\nhttps://v.example/ui/vault/secrets/secret/kv/identree/web-1.example.com/details", said)
+
+    def test_vault_map(self) -> None:
+        """The host's own place counts."""
+        said = self.where(
+            "vault", "secret/identree", ESCROW_AUTH_SECRET="x", ESCROW_VAULT_MAP='{"web-*": "secret/web"}'
+        )
+        self.assertIn("secret/web/web-1.example.com", said)
+
+    def test_onepassword(self) -> None:
+        """Item and vault."""
+        said = self.where("1password-connect", "ops", ESCROW_AUTH_SECRET="x")
+        self.assertIn("the item breakglass-web-1.example.com of the vault ops", said)
+
+    def test_bitwarden(self) -> None:
+        """Secret and project."""
+        said = self.where("bitwarden", "org/project", ESCROW_AUTH_SECRET="x")
+        self.assertIn("the secret breakglass-web-1.example.com of org/project", said)
+
+    def test_infisical(self) -> None:
+        """Secret, workspace and environment."""
+        said = self.where("infisical", "ws/prod", ESCROW_AUTH_ID="x", ESCROW_AUTH_SECRET="x")
+        self.assertIn("the secret BREAKGLASS_WEB_1_EXAMPLE_COM of ws/prod, in /", said)
 
 
 class CommandTests(SynchronousTestCase):

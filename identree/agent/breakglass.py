@@ -85,8 +85,8 @@ class HashError(Exception):
 # Files that only root may have written
 
 
-def trusted(fd: int) -> str:
-    """What speaks against the open file, or nothing."""
+def trusted(fd: int, *, written: bool = False) -> str:
+    """What speaks against the open file, or nothing. :param written: it is to be changed, not only read."""
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
         return "is not a regular file"
@@ -94,6 +94,8 @@ def trusted(fd: int) -> str:
         return f"belongs to uid {info.st_uid}"
     if info.st_mode & 0o077:
         return "is open to others than its owner"
+    if written and info.st_nlink > 1:
+        return "has another name, which may be somebody's file"
     return ""
 
 
@@ -125,8 +127,7 @@ def read_private(path: str, limit: int) -> str:
 def open_private(path: str, *, append: bool = True) -> int:
     """
     A file of ours for reading and writing (at its end by default), made when it is not there. What is in its place and
-    is not to be trusted (a symbolic link, another's file) is removed: nothing in it counts, and nothing is written
-    through it.
+    is not to be trusted (a link, another's file) is removed: nothing in it counts, and nothing is written through it.
 
     :raise OSError: there is no way to have it.
     """
@@ -136,9 +137,9 @@ def open_private(path: str, *, append: bool = True) -> int:
     except OSError as e:
         if e.errno not in (errno.ELOOP, errno.ENXIO):
             raise
-        wrong = "symbolic link"
+        wrong = "is a symbolic link"
     else:
-        wrong = trusted(fd)
+        wrong = trusted(fd, written=True)
         if not wrong:
             return fd
         os.close(fd)
@@ -277,7 +278,7 @@ class Limit:
         """
         if not os.path.lexists(self._path):
             return 0
-        fd = open_private(self._path)
+        fd = open_private(self._path, append=False)
         try:
             lock(fd)
             return self._left(fd)
@@ -291,7 +292,7 @@ class Limit:
 
         :raise OSError: it cannot be counted.
         """
-        fd = open_private(self._path)
+        fd = open_private(self._path, append=False)
         try:
             lock(fd)
             left = self._left(fd)
@@ -329,8 +330,11 @@ class Limit:
         return (min(int(words[0]), GREATEST_COUNT), last) if last is not None else (0, 0.0)
 
     def _write(self, fd: int, count: int) -> None:
-        os.ftruncate(fd, 0)
-        os.write(fd, b"%d %d" % (count, self._now()))
+        # Over the old text first: on a full disk the count stays, where truncating first would have forgotten it.
+        text = b"%d %d" % (count, self._now())
+        if os.pwrite(fd, text, 0) != len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.ftruncate(fd, len(text))
         os.fsync(fd)
 
 
@@ -522,8 +526,7 @@ def record_use(hostname: str, user: str, at: int, where: Places | None = None) -
     where = where or PLACES
     line = f"{hostname or 'unknown'} {user} {at}\n".encode()
     kept = 0
-    _make_state(where)
-    for path in (where.used, where.kept):
+    for path in _copies(where):
         try:
             fd = open_private(path)
         except OSError as e:
@@ -548,7 +551,7 @@ def pending_reports(where: Places | None = None) -> list[str]:
     """Uses that the server does not know of yet, oldest first: ``hostname username seconds``, without duplicates."""
     where = where or PLACES
     found: list[str] = []
-    for path in (where.kept, where.used):
+    for path in _copies(where):
         try:
             text = read_private(path, MAX_USED_BYTES)
         except (FileNotFoundError, HashError):
@@ -572,7 +575,6 @@ def flush_reports(client: Client, seconds: float = REPORT_SECONDS, where: Places
     # One at a time, by a lock on the directory: it needs no file, and nobody but root can open it.
     directory = -1
     try:
-        _make_state(where)
         directory = os.open(where.state, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         if not lock(directory, 0):
             return len(pending_reports(where))
@@ -609,7 +611,7 @@ def _flush(client: Client, until: float, where: Places) -> int:
         if answer.status != 400:  # 400 is about this one; everything else would be said of the next as well
             break
     if done or not waiting:
-        for path in (where.kept, where.used):
+        for path in reversed(_copies(where)):
             _drop(path, done)
     return len(waiting) - len(done)
 
@@ -648,11 +650,21 @@ def _parsed(line: str) -> tuple[str, str, int] | None:
     return words[0], words[1], int(words[2])
 
 
-def _make_state(where: Places) -> None:
+def _copies(where: Places) -> list[str]:
+    """The files with uses: the second only where nobody else decides what the name of its directory means."""
     try:
         os.mkdir(where.state, 0o700)
     except OSError:
         pass  # it is there, or what follows says why not
+    try:
+        info = os.lstat(where.state)
+    except OSError:
+        return [where.used, where.kept]
+    if stat.S_ISDIR(info.st_mode) and info.st_uid in (0, os.geteuid()) and not info.st_mode & 0o022:
+        return [where.used, where.kept]
+    detail = f"{where.state} is not a directory that only root can change"
+    journal.record(serious=True, result="warning", reason="uses do not survive a restart", detail=detail)
+    return [where.used]
 
 
 def report_in_background(config: Config) -> None:

@@ -354,19 +354,15 @@ class Doctor:
             text, _, remedy = str(e).partition("; ")
             findings.fail("breakglass.bcrypt", f"break-glass is impossible: {text}", remedy)
         path = config.breakglass_file
-        try:
-            breakglass.read_hash(path)
-            age = int((self._now() - os.lstat(path).st_mtime) / places.DAY_SECONDS)
-            if age > config.rotation_days + 7:
-                findings.warn(
-                    "breakglass.hash",
-                    f"the break-glass password is {age} days old, and was to be changed after {config.rotation_days}",
-                    "run: identree rotate-breakglass; it says what keeps it from being changed",
-                )
-            else:
-                findings.ok("breakglass.hash", f"there is a break-glass password, {max(age, 0)} days old")
-        except (breakglass.HashError, OSError) as e:
-            findings.fail("breakglass.hash", str(e).partition("; ")[0], "run: identree rotate-breakglass --force")
+        if os.path.islink(path):
+            # how somebody switches it off for good; rotations leave it so
+            findings.warn(
+                "breakglass.hash",
+                f"break-glass is switched off: {path} is a symbolic link",
+                "remove it to have break-glass, and run: identree rotate-breakglass",
+            )
+        else:
+            self._hash(config)
         if places.regular(path + places.PENDING):
             findings.warn(
                 "breakglass.pending",
@@ -383,6 +379,22 @@ class Doctor:
                 f"{waiting} uses of the break-glass password are not reported to the server yet",
                 "run: identree heartbeat",
             )
+
+    def _hash(self, config: Config) -> None:
+        findings, path = self.findings, config.breakglass_file
+        try:
+            breakglass.read_hash(path)
+            age = int((self._now() - os.lstat(path).st_mtime) / places.DAY_SECONDS)
+            if age > config.rotation_days + 7:
+                findings.warn(
+                    "breakglass.hash",
+                    f"the break-glass password is {age} days old, and was to be changed after {config.rotation_days}",
+                    "run: identree rotate-breakglass; it says what keeps it from being changed",
+                )
+            else:
+                findings.ok("breakglass.hash", f"there is a break-glass password, {max(age, 0)} days old")
+        except (breakglass.HashError, OSError) as e:
+            findings.fail("breakglass.hash", str(e).partition("; ")[0], "run: identree rotate-breakglass --force")
 
     def _token_cache(self, config: Config) -> None:
         off = tokencache.off(config)

@@ -70,7 +70,9 @@ def run() -> int:
         listen_to_signals()
         if not keeps_tokens(config):
             request = encode(user, config.hostname, caller, caller.reason)
-            first = client.request("POST", "/api/challenge", request, connect_timeout=FIRST_CONNECT_SECONDS, sent=_prepare)
+            first = client.request(
+                "POST", "/api/challenge", request, connect_timeout=FIRST_CONNECT_SECONDS, sent=_prepare
+            )
     except (Unreachable, WireError, Left) as e:
         first = e
     from identree.agent import flow

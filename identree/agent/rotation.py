@@ -21,7 +21,15 @@ import time
 from identree.agent import config as configuration
 from identree.agent import journal, places
 from identree.agent.bcrypt import Bcrypt, NoBcrypt
-from identree.agent.breakglass import HashError, Pending, lift_limits, open_private, read_hash, read_pending
+from identree.agent.breakglass import (
+    HashError,
+    Pending,
+    lift_limits,
+    open_private,
+    read_hash,
+    read_pending,
+    trusted,
+)
 from identree.agent.places import DAY_SECONDS, LOCK, PENDING, PLACES, SIGNAL
 from identree.agent.watch import Left, Watch
 from identree.agent.wire import Client, Unreachable, Untrusted, WireError
@@ -279,8 +287,11 @@ class Rotation:
         try:
             pending = read_pending(self._file)
         except HashError as e:
+            try:
+                self._remove(self._file + PENDING)
+            except IsADirectoryError:
+                raise RotationError(f"{self._file + PENDING} is a directory; remove it") from None
             journal.record(serious=True, result="warning", reason="break-glass rotation", detail=f"removed: {e}")
-            self._remove(self._file + PENDING)
             return ""
         if pending is None:
             return ""
@@ -395,11 +406,13 @@ class Rotation:
             finally:
                 os.close(fd)
             self._disk.rename(temporary, path)
-        except OSError:
+        except OSError as e:
             try:
                 self._disk.unlink(temporary)
             except OSError:
                 pass
+            if e.filename is None and e.errno is not None:
+                raise OSError(e.errno, os.strerror(e.errno), path) from None
             raise
         self._disk.sync_directory(self._directory)
 
@@ -415,7 +428,10 @@ class Rotation:
         for name in os.listdir(self._directory):
             rest = name[len(TEMPORARY) :]
             if name.startswith(TEMPORARY) and len(rest) == 16 and set(rest) <= set("0123456789abcdef"):
-                self._disk.unlink(os.path.join(self._directory, name))
+                try:
+                    self._disk.unlink(os.path.join(self._directory, name))
+                except IsADirectoryError:
+                    pass  # not what a cut left behind
 
 
 class _Lock:
@@ -430,6 +446,10 @@ class _Lock:
             if e.errno != errno.ELOOP:
                 raise
             raise RotationError(f"{self._path} is a symbolic link, which nobody needs there; remove it") from None
+        wrong = trusted(self._fd)
+        if wrong:  # whoever can open it could hold the lock for ever
+            os.close(self._fd)
+            raise RotationError(f"{self._path} {wrong}; remove it")
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -550,8 +570,10 @@ def run(arguments: list[str]) -> int:
         journal.record(serious=True, result="break-glass not rotated", reason=str(e))
         complain(f"identree rotate-breakglass: {e}")
     except OSError as e:
-        journal.record(serious=True, result="break-glass not rotated", reason=f"{e.filename} {e.strerror}")
-        complain(f"identree rotate-breakglass: {e.filename or 'file'}: {e.strerror}; run this as root")
+        what = f"{e.filename}: {e.strerror}" if e.filename else e.strerror
+        journal.record(serious=True, result="break-glass not rotated", reason=what)
+        remedy = "; run this as root" if os.geteuid() else ""
+        complain(f"identree rotate-breakglass: {what}{remedy}")
     return 1
 
 

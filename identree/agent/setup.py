@@ -8,6 +8,7 @@ everything is rolled back when a step fails, and nothing is changed that is not 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import signal
@@ -144,7 +145,8 @@ def run(arguments: list[str]) -> int:
             return 0
         if os.geteuid() != 0 and options.root == "/" and not options.dry_run:
             raise SetupError("this needs root")
-        with _Signals(), Lock(options.root):
+        # a preview changes nothing, and is for people who could not take the lock
+        with _Signals(), contextlib.nullcontext() if options.dry_run else Lock(options.root):
             Setup(options, Commands(options.root)).run()
         return 0
     except (SetupError, configuration.ConfigError) as e:

@@ -25,11 +25,13 @@ BACKUP = ".identree.bak"
 STATE_DIRECTORY = "/var/lib/identree"
 JOURNAL = f"{STATE_DIRECTORY}/setup.json"
 TEMPORARY = ".identree-setup-"
+# Every system has it, and nobody locks it: those who change passwords lock another file.
+SETUP_LOCK = "/etc/shadow"
 
 MAX_FILE_BYTES = 262144
 MAX_LINKS = 16
-# A host has some twenty files of ours.
-MAX_JOURNAL_BYTES = 1 << 20
+# A host has some twenty files of ours; what could not be read again must not be written.
+MAX_JOURNAL_BYTES = MAX_FILE_BYTES
 # Of what a program says, in bytes.
 MAX_OUTPUT_BYTES = 65536
 # Programs of the distribution write caches and restart services; none of them needs longer.
@@ -80,8 +82,12 @@ def resolve(root: str, path: str) -> str:
     return below(root, at)
 
 
-def read(path: str) -> bytes | None:
-    """The content of a regular file; None when there is none."""
+def read(path: str, *, ours: bool = False) -> bytes | None:
+    """
+    The content of a regular file; None when there is none.
+
+    :param ours: it decides what is done as root, so nobody else may have written it.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
@@ -90,9 +96,15 @@ def read(path: str) -> bytes | None:
         if e.errno == errno.ELOOP:
             raise SetupError(f"{path} is a symbolic link; put a regular file there") from None
         raise
+    info = os.fstat(fd)
+    if stat.S_ISDIR(info.st_mode):  # which cannot become a file object
+        os.close(fd)
+        raise SetupError(f"{path} is a directory; put a regular file there")
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        if not stat.S_ISREG(info.st_mode):
             raise SetupError(f"{path} is not a regular file")
+        if ours and (info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022):
+            raise SetupError(f"{path} could have been written by others than root; move it away")
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise SetupError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
@@ -136,8 +148,10 @@ def write(path: str, data: bytes, look: Look) -> None:
         finally:
             os.close(fd)
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException as e:
         os.unlink(temporary)
+        if isinstance(e, OSError) and e.errno is not None and e.filename is None:
+            raise OSError(e.errno, os.strerror(e.errno), path) from None
         raise
     sync_directory(os.path.dirname(path))
 
@@ -171,13 +185,18 @@ def reason(error: BaseException) -> str:
 
 
 class Lock:
-    """Keeps a second set-up of the same system out; on a directory that is there anyway, so that it leaves nothing."""
+    """
+    Keeps a second set-up of the same system out; on what is there anyway, so that it leaves nothing, killed or not.
+
+    Of the running system that is a file that only root and its groups can open. Everybody can open ``/`` itself, and
+    whoever held the lock could keep root from installing. Another root is locked by its directory.
+    """
 
     def __init__(self, root: str) -> None:
-        self._path = root
+        self._path = SETUP_LOCK if root == "/" and _private(SETUP_LOCK) else root
 
     def __enter__(self) -> None:
-        self._fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -186,6 +205,15 @@ class Lock:
 
     def __exit__(self, *exc: object) -> None:
         os.close(self._fd)
+
+
+def _private(path: str) -> bool:
+    """Whether that is a file of root's which strangers cannot open."""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(info.st_mode) and info.st_uid == 0 and not info.st_mode & 0o006
 
 
 # Programs of the system
@@ -306,7 +334,7 @@ class Journal:
         self.facts: dict[str, object] = {}
         self.watching: dict[str, list[str]] = {}
         self.found = False
-        text = read(self.path)
+        text = read(self.path, ours=True)
         if text is None:
             return
         self.found = True
@@ -565,7 +593,23 @@ def _put_back(real: str, old: bytes | None, look: Look | None) -> None:
     if old is None or look is None:
         remove(real)
     elif read(real) != old or (now := Look.of(real)).mode != look.mode or (now.uid, now.gid) != (look.uid, look.gid):
-        write(real, old, look)
+        try:
+            write(real, old, look)
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT) or not _restore_backup(real, old, look):
+                raise
+
+
+def _restore_backup(real: str, old: bytes, look: Look) -> bool:
+    """On a full disk: let the copy beside the file be the file, which takes no space. Whether it is that content."""
+    saved = real + BACKUP
+    if read(saved) != old:
+        return False
+    os.chown(saved, look.uid, look.gid, follow_symlinks=False)
+    os.chmod(saved, look.mode)
+    os.rename(saved, real)
+    sync_directory(os.path.dirname(real))
+    return True
 
 
 def matching(root: str, patterns: Iterable[str]) -> list[str]:

@@ -78,7 +78,10 @@ class NothingConfigured(Refused):
 
 
 class EscrowBusy(Refused):
-    """As many passwords as may be at once are being stored, or the server stops. Trying again helps."""
+    """
+    As many passwords as may be at once are being stored, or one of the same host is, or the server stops. Trying again
+    helps.
+    """
 
 
 class NotStored(Refused):
@@ -151,7 +154,9 @@ class BreakGlass:
         self._now = now
         self._journal = journal
         self._metrics = metrics
-        self._running: set[Deferred[Any]] = set()
+        # with the host's name: of two passwords of one host the back end would keep whichever comes last, which need
+        # not be the one that the record is of; and one host must not take the places of all
+        self._running: dict[Deferred[Any], str] = {}
 
     @property
     def revealable(self) -> bool:
@@ -201,9 +206,9 @@ class BreakGlass:
         if backend is None:
             self._journal.warn("BREAKGLASS escrow received but not configured on this server", host=name)
             raise NothingConfigured
-        if len(self._running) >= MOST_AT_ONCE:
+        if len(self._running) >= MOST_AT_ONCE or name in self._running.values():
             raise EscrowBusy
-        await self._whatever_the_host_does(self._keep(backend, name, password, key, address))
+        await self._whatever_the_host_does(name, self._keep(backend, name, password, key, address))
 
     def _authorised(self, sent: str, name: str, signed: Signed, presented: Credential, address: str) -> str:
         """Under which the token is remembered; empty where another proof makes it needless."""
@@ -287,14 +292,14 @@ class BreakGlass:
             self._journal.error("BREAKGLASS escrow failed", backend=backend.name, host=name, err=problem.reason)
         return NotStored(by_command=by_command)
 
-    async def _whatever_the_host_does(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _whatever_the_host_does(self, name: str, work: Coroutine[Any, Any, T]) -> T:
         """Its result. Whoever waits may be cancelled, the work goes on; only :meth:`stop` ends it."""
         waiting: Deferred[T] = Deferred()
         running = Deferred.fromCoroutine(work)
-        self._running.add(running)
+        self._running[running] = name
 
         def over(result: T | Failure) -> None:
-            self._running.discard(running)
+            self._running.pop(running, None)
             if not waiting.called:
                 stopped = isinstance(result, Failure) and result.check(CancelledError) is not None
                 waiting.callback(Failure(EscrowBusy()) if stopped else result)
@@ -414,12 +419,17 @@ class BreakGlass:
 
 
 def _hostname(text: str) -> str:
-    """The normalised name. :raise Invalid: in the words of the contract; also for ``..``, which names no host."""
+    """
+    The normalised name.
+
+    :raise Invalid: in the words of the contract; also for ``..``, which names no host, and for ``web1..``, which would
+        be another one each time that it is normalised.
+    """
     try:
         name = names.hostname(text)
     except Invalid:
         raise Invalid("invalid hostname format") from None
-    if not name.strip("."):
+    if not name.strip(".") or name != names.normalised_hostname(name):
         raise Invalid("invalid hostname format")
     return name
 

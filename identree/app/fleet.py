@@ -20,9 +20,10 @@ from identree.app.ports import Now
 from identree.app.rules import Rules
 from identree.core import durations, names, tokens
 from identree.core.challenge import GraceSession, HistoryEntry, Live
-from identree.core.errors import Forbidden, Invalid, Refused, StorageUnavailable, Unauthorized
+from identree.core.errors import AdminRequired, Forbidden, Invalid, Refused, StorageUnavailable, Unauthorized
 from identree.core.events import BreakglassRotationRequested, GraceElevated, HostRemoved
 from identree.core.hosts import HostRegistry
+from identree.core.policy import Policies
 from identree.storage.interface import MOST_ROTATED, Agent, EscrowRecord, GraceChange, Store
 
 HEARTBEAT = "POST /api/agent/heartbeat"
@@ -63,6 +64,10 @@ class AccountDisabled(Forbidden):
     """The directory says that the person's account is disabled."""
 
     key = "account_disabled"
+
+
+class GraceOff(Forbidden):
+    """Without a grace period no session is honoured, so that none can be opened."""
 
 
 class Seen(Enum):
@@ -176,6 +181,7 @@ class _Sources:
 class Fleet:
     """
     :param follow: reads the registry again, so that a removal counts at once (``LiveRegistry.refresh``).
+    :param policies: what approvals need, as it is now.
     :param link: to a host's password in the escrow back end's own pages, or empty; pure.
     :param disabled: whether the directory has this person's account disabled.
     :param in_thread: runs what takes long in a thread.
@@ -195,6 +201,7 @@ class Fleet:
         in_thread: InThread[Any],
         now: Now,
         journal: Journal,
+        policies: Callable[[], Policies] = Policies.empty,
     ) -> None:
         self._store = store
         self._hosts = hosts
@@ -207,6 +214,7 @@ class Fleet:
         self._in_thread = in_thread
         self._now = now
         self._journal = journal
+        self._policies = policies
 
     # -- heartbeats ---------------------------------------------------------------------------------------------------
     async def heartbeat(
@@ -226,6 +234,8 @@ class Fleet:
             name = names.hostname(hostname)
         except Invalid:
             raise Invalid("invalid hostname format") from None
+        if name != names.normalised_hostname(name):
+            raise Invalid("invalid hostname format")
         self._hosts.authenticate(presented, address, HEARTBEAT)
         registry = self._registry()
         own = presented.certificate == name or registry.matches(name, presented.secret)
@@ -412,6 +422,8 @@ class Fleet:
         :param seconds: at least 1, else it is refused; raised to an hour, then cut to the grace period and a day.
         :raise Forbidden: of another person without being an administrator; or not an administrator and no registry says
             who may do what; or the registry does not list the person for the host.
+        :raise AdminRequired: not an administrator, and a policy wants one, or several people, or a recent sign-in.
+        :raise GraceOff: sessions are not honoured.
         :raise AccountDisabled: see there.
         """
         if target != caller.username:
@@ -426,10 +438,15 @@ class Fleet:
         if self._disabled(target):
             raise AccountDisabled
         now = self._now().replace(microsecond=0)
+        if not caller.is_admin:
+            # where one could not approve one's own challenge, one cannot do without it either
+            needed = self._policies().requirement(target, hostname, registry.group(hostname), now)
+            if needed.require_admin or needed.min_approvals > 1 or needed.require_fresh is not None:
+                raise AdminRequired
         period = self._rules().grace_period
-        length = min(max(timedelta(seconds=min(seconds, 10**9)), SHORTEST_ELEVATION), LONGEST_ELEVATION)
-        if period > timedelta(0):
-            length = min(length, period)
+        if period <= timedelta(0):
+            raise GraceOff
+        length = min(max(timedelta(seconds=min(seconds, 10**9)), SHORTEST_ELEVATION), LONGEST_ELEVATION, period)
 
         def change(row: GraceSession | None) -> GraceChange:
             ends = now + length

@@ -79,8 +79,9 @@ LOCK_AGAIN_SECONDS = 0.05
 SHORTEST_LIFE = timedelta(minutes=1)
 LONGEST_LIFE = timedelta(days=7)
 DEFAULT_LIFE = timedelta(hours=1)
-# Attempts to enrol from one address and from all of them, in a minute. A rollout of hundreds of hosts behind one
-# address should come through; each attempt costs the database a write.
+# Attempts to enrol from one address, and those of all that cost the database a write, in a minute. A rollout of
+# hundreds of hosts behind one address should come through; what does not even look like a token must not use up the
+# places of all.
 MOST_FROM_ONE = 120
 MOST_FROM_ALL = 600
 ATTEMPTS_SECONDS = 60.0
@@ -155,9 +156,21 @@ class RegistryFile:
                 raise BadStateFile(f"{self.path} was not taken over yet")
         self._write(registry.export())
 
+    def _lock_file(self) -> int:
+        path, flags = f"{self.path}.lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            handle = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return os.open(path, flags)
+        if os.geteuid() == 0:
+            # a command that root gave must not lock out the server; only of a file that was made just now, as another
+            # one could be a link to whatever
+            owner = os.stat(os.path.dirname(path) or ".")
+            os.fchown(handle, owner.st_uid, owner.st_gid)
+        return handle
+
     def _write(self, content: bytes) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(f"{self.path}.lock", flags, 0o600), "rb") as lock:
+        with open(self._lock_file(), "rb") as lock:
             until = time.monotonic() + LOCK_SECONDS
             while True:
                 try:
@@ -711,7 +724,6 @@ class Enrolments:
         if wait > 0:
             raise Throttled(wait)
         self._from_one.record(key, now)
-        self._from_all.record("", now)
 
     async def redeem(self, token: str, hostname: str, address: str) -> Enrolled:
         """
@@ -726,6 +738,7 @@ class Enrolments:
             digest = token_digest(token)
             if self._registry.mode == OFF:
                 raise RegistryOff
+            self._from_all.record("", self._monotonic())
             secret = self._token(SECRET_BYTES)
             done = await self._store.redeem_enrolment_token(
                 Redeem(token=digest, hostname=name, secret=digest_of(secret), now=self._now(), remote_addr=address)

@@ -167,7 +167,7 @@ class HostRegistry:
         dropped: list[str] = []
         for spelling, value in document.items():
             name = normalised_hostname(spelling)
-            if value is None or not _NAME.fullmatch(name):
+            if value is None or not _NAME.fullmatch(name) or name.endswith("."):
                 dropped.append(spelling)
                 continue
             if name in entries:
@@ -240,6 +240,9 @@ def registrable(hostname: str) -> str:
     The name as it is stored. :raise Invalid: it is no host name, or one that means something else.
     """
     name = names.hostname(hostname)
+    if name.endswith("."):
+        # one dot means nothing; of two the second would be lost when the name is looked up, and nobody found
+        raise Invalid("hostname: must not end in two dots")
     if name in RESERVED:
         raise Invalid(f"hostname: {name} is reserved; use the name that the host has in the network")
     if name.isdigit() or not name.strip("._-"):

@@ -63,7 +63,8 @@ def hostname(text: str) -> str:
     :raise Invalid: (key ``invalid_format``)
     """
     name = normalised_hostname(text) if _HOSTNAME.fullmatch(text) else ""
-    if not 1 <= len(name) <= 253:
+    # what still ends with a dot would be another name each time that it is normalised
+    if not 1 <= len(name) <= 253 or name.endswith("."):
         raise Invalid("hostname: 1 to 253 letters, digits, dots, underscores and hyphens", key="invalid_format")
     return name
 

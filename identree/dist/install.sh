@@ -33,6 +33,8 @@ FETCH_SECONDS=300
 CONNECT_SECONDS=15
 # The agent is some hundred kilobytes.
 MAX_BYTES=33554432
+# Not a place that others can open: whoever can open a file can lock it, and would keep installations away.
+LOCK=/run/identree-installing
 
 WORK=
 PYTHON=
@@ -44,6 +46,7 @@ MADE_DIRECTORY=
 AGENT_BEFORE=     # "none", "same" or "saved"
 PREVIOUS_BEFORE=
 PAM_BEFORE=       # sudo ran the agent before this began
+LOCKED=
 FINISHED=
 
 say() { printf 'identree: %s\n' "$*"; }
@@ -70,6 +73,10 @@ leave() {
   fi
   if [ -n "$WORK" ]; then
     rm -rf -- "$WORK"
+  fi
+  # while it is still locked
+  if [ -n "$LOCKED" ]; then
+    rm -f -- "$LOCK"
   fi
   exit "$status"
 }
@@ -448,7 +455,8 @@ fetch() {
     if [ -n "$body" ]; then options+=(--data-binary "@$body" --header 'Content-Type: application/json'); fi
     if [ -n "$headers" ]; then options+=(--config "$headers.curl"); fi
     if [ -z "$headers$body" ]; then options+=(--location --max-redirs 5 --retry 2); fi
-    CODE=$(curl "${options[@]}" "$url" </dev/null) || return 1
+    # not every version minds --max-filesize where the server does not say how much it is going to be
+    CODE=$(ulimit -f $((MAX_BYTES / 1024)) && curl "${options[@]}" "$url" </dev/null) || return 1
   elif have wget; then
     options=(--no-config --quiet --server-response --tries=2 --timeout="$CONNECT_SECONDS" --output-document="$out")
     if [ -n "$headers" ]; then options[0]="--config=$headers.wget"; fi
@@ -461,7 +469,8 @@ fetch() {
     fi
     case $url in https://*) options+=(--secure-protocol=TLSv1_2) ;; esac
     local failed=
-    timeout "$FETCH_SECONDS" wget "${options[@]}" "$url" </dev/null 2>"$WORK/wget" || failed=1
+    (ulimit -f $((MAX_BYTES / 1024)) && exec timeout "$FETCH_SECONDS" wget "${options[@]}" "$url") \
+      </dev/null 2>"$WORK/wget" || failed=1
     if [[ $url == https://* ]] && grep -qi '^ *location: *http://' "$WORK/wget"; then
       printf 'identree: %s sends us to an address that is not encrypted\n' "$url" >&2
       return 1
@@ -474,6 +483,9 @@ fetch() {
         tail -n 2 "$WORK/wget" >&2
         return 1
       fi
+    elif [ "$CODE" = 200 ] && [ -n "$failed" ]; then
+      printf 'identree: %s: the answer is cut off, or too large\n' "$url" >&2
+      return 1
     fi
   else
     if [ -n "$headers" ]; then headers=$headers.plain; fi
@@ -687,6 +699,17 @@ install_agent() {
 # What the agent starts must neither eat this script from standard input nor hold the lock of it.
 agent() { env -i PATH="$PATH" LC_ALL=C "$AGENT" "$@" </dev/null 9<&-; }
 
+# Before setup, which asks the server: an ended certificate would have it fail, and its renewal needs only the secret.
+renew_certificate() {
+  local force=--force
+  # one from elsewhere is renewed there
+  if [ "$(python get "$CONF" IDENTREE_CLIENT_CERT)" != "$CONF_DIRECTORY/client.crt" ]; then return; fi
+  # setup fetches another one, so only what would be in its way
+  if [ "${SETUP_SSSD:-}" = 1 ]; then force=; fi
+  agent renew-cert ${force:+"$force"} ||
+    warn "this host's certificate was not renewed, for the reason above; then run identree renew-cert --force"
+}
+
 # Timers, audit rules, sssd, and PAM as the last: the agent does it, tries itself before, and takes back what fails.
 configure() {
   local -a options=(--timers)
@@ -718,7 +741,9 @@ break_glass() {
 main() {
   local secret token
   PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-  export PATH
+  # of other languages more than 26 letters lie between a and z
+  LC_ALL=C
+  export PATH LC_ALL
   umask 077
   # out of the environment, where every child would have them
   secret=${IDENTREE_SHARED_SECRET:-${SHARED_SECRET:-}}
@@ -765,10 +790,14 @@ main() {
   trap 'exit 129' HUP
   trap 'exit 130' INT
   trap 'exit 143' TERM
-  # two at once would take each other's steps back; a directory can be locked without leaving a file
-  exec 9</etc
-  if have flock; then
-    flock -n 9 || die "identree is being installed by somebody else just now"
+  # two at once would take each other's steps back
+  if have flock && [ -d /run ] && [ -w /run ]; then
+    exec 9>>"$LOCK"
+    # and not one that the other has just removed
+    if ! flock -n 9 || ! [ "$LOCK" -ef /dev/fd/9 ]; then
+      die "identree is being installed by somebody else just now"
+    fi
+    LOCKED=1
     # of one that was killed
     rm -rf -- /run/identree-install.*
     rm -f -- "$AGENT".new-*
@@ -814,6 +843,7 @@ main() {
   # from here on the host is changed
   write_conf
   install_agent
+  renew_certificate
   configure
   FINISHED=1
   break_glass

@@ -216,7 +216,9 @@ kept_backups() {
 main() {
   local used file
   PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-  export PATH
+  # bytes are no letters of any language: what others wrote into these files may be in any
+  LC_ALL=C
+  export PATH LC_ALL
   umask 077
   unset LD_PRELOAD LD_LIBRARY_PATH BASH_ENV ENV CDPATH
   if [ "$(id -u)" -ne 0 ]; then

@@ -171,11 +171,15 @@ def rotations(after: str, limit: int) -> Script[list[Rotation]]:
     return [Rotation(hostname=row[0], requested_at=instant(row[1])) for row in rows]
 
 
-def reveal(entry: HistoryEntry, event: Event, rotate_at: datetime | None, live: Sequence[Live]) -> Script[None]:
+def reveal(
+    entry: HistoryEntry, event: Event, rotate_at: datetime | None, live: Sequence[Live], *, outside: bool
+) -> Script[None]:
     yield Do(_HISTORY_OF_ALL_AND_ACTOR, _everybody(entry))
     if rotate_at is not None:
         yield Do(_ROTATE, {"hostname": entry.hostname, "at": seconds(rotate_at)})
-    yield Effects((event,), tuple(live))
+    if outside:
+        yield from registry.tell(event)
+    yield Effects(() if outside else (event,), tuple(live))
 
 
 def use(entry: HistoryEntry, event: Event, live: Sequence[Live]) -> Script[bool]:

@@ -697,13 +697,20 @@ class Store(Protocol):
         """By host name; ``after`` as above."""
 
     async def record_reveal(
-        self, entry: HistoryEntry, event: Event, rotate_at: datetime | None, live: Sequence[Live]
+        self,
+        entry: HistoryEntry,
+        event: Event,
+        rotate_at: datetime | None,
+        live: Sequence[Live],
+        *,
+        outside: bool = False,
     ) -> None:
         """
         Somebody is about to see the host's password.
 
         :param entry: as it stands in the history of everybody active on the host, and in that of its actor.
         :param rotate_at: as for :meth:`request_rotation`; None: it stays.
+        :param outside: this process has no audit log; a server puts the event into its chain.
         """
 
     async def record_use(self, entry: HistoryEntry, event: Event, live: Sequence[Live]) -> bool:

@@ -22,6 +22,7 @@ from identree.core.events import (
     HostRegistrationChanged,
     HostRemoved,
     HostSecretRotated,
+    RevealedBreakglass,
 )
 from identree.core.hosts import (
     EVERYBODY,
@@ -57,6 +58,7 @@ OUTSIDE: tuple[type[Event], ...] = (
     HostRemoved,
     HostSecretRotated,
     EnrolmentTokenCreated,
+    RevealedBreakglass,
 )
 
 _LOOK = """
@@ -157,8 +159,7 @@ def from_row(row: Row) -> HostEntry:
 def _done(event: Event | None, *, outside: bool = False) -> Script[None]:
     """The change is made: record it, and wake who follows."""
     if event is not None and outside:
-        row = {"kind": event.kind, "fields": json.dumps(audit.fields(event)), "created_at": seconds(event.at)}
-        yield Do(_TELL, row)
+        yield from tell(event)
     events = () if event is None or outside else (event,)
     live = (Live(event=REGISTRY_CHANGED, username=""), Live(event="host_changed", username=""))
     yield Effects(events=events, live=live)
@@ -363,6 +364,12 @@ def _why_not(rows: list[Row], hostname: str, now: int) -> Exception:
 
 
 # -- events of other programs -----------------------------------------------------------------------------------------
+def tell(event: Event) -> Script[None]:
+    """Leave the event, which is one of :data:`OUTSIDE`, to a server, which has an audit chain."""
+    row = {"kind": event.kind, "fields": json.dumps(audit.fields(event)), "created_at": seconds(event.at)}
+    yield Do(_TELL, row)
+
+
 def take_outside(limit: int) -> Script[int]:
     """Into the chain of this process, each by exactly one. Returns how many."""
     rows = yield _TAKE, {"limit": limit}

@@ -344,9 +344,15 @@ class SqlStore:
         return await self._driver.read(lambda: fleet.rotations(after, _bounded(limit)))
 
     async def record_reveal(
-        self, entry: HistoryEntry, event: Event, rotate_at: datetime | None, live: Sequence[Live]
+        self,
+        entry: HistoryEntry,
+        event: Event,
+        rotate_at: datetime | None,
+        live: Sequence[Live],
+        *,
+        outside: bool = False,
     ) -> None:
-        await self._recording(lambda: fleet.reveal(entry, event, rotate_at, live))
+        await self._recording(lambda: fleet.reveal(entry, event, rotate_at, live, outside=outside))
 
     async def record_use(self, entry: HistoryEntry, event: Event, live: Sequence[Live]) -> bool:
         return await self._recording(lambda: fleet.use(entry, event, live))

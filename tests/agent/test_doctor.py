@@ -572,6 +572,15 @@ class OfflineTests(HostCase):
         self.conf["IDENTREE_BREAKGLASS_ENABLED"] = "false"
         self.only("breakglass.enabled", WARN, "IDENTREE_BREAKGLASS_ENABLED")
 
+    def test_link(self) -> None:
+        """A symbolic link in the hash file's place is how break-glass is switched off: nothing to repair."""
+        self.hash.unlink()
+        for target in ("/dev/null", "/does/not/exist"):
+            self.hash.symlink_to(target)
+            self.only("breakglass.hash", WARN, f"break-glass is switched off: {self.hash} is a symbolic link")
+            self.only("breakglass.hash", WARN, "remove it to have break-glass")
+            self.hash.unlink()
+
     def test_no_bcrypt(self) -> None:
         """A system without bcrypt."""
         from identree.agent.bcrypt import NoBcrypt

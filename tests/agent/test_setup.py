@@ -257,7 +257,7 @@ class SetupTests(MadeUpHost):
         def write(path: str, data: bytes, look: setup_files.Look) -> None:
             calls.append(path)
             if path.endswith("sudo-i") or (path.endswith("sudo") and calls.count(path) > 1):
-                raise OSError(28, "No space left on device", path)
+                raise OSError(5, "Input/output error", path)
             real(path, data, look)
 
         with mock.patch.object(setup_files, "write", write):

@@ -269,6 +269,18 @@ class ExportTests(RegistryCase):
             self.add(self.registry(), f"{name}-host")
         self.assertEqual(target.read_text(), "precious")
 
+    def test_lock_made_by_root(self) -> None:
+        """A command that root gives makes a lock that the server can open; one that is there is left alone."""
+        if os.geteuid() != 0:
+            self.skipTest("only root can give files away")
+        lock = self.directory / "hosts.json.lock"
+        os.chown(self.directory, 4321, 4322)
+        self.add(self.registry(), "web01")
+        self.assertEqual((lock.stat().st_uid, lock.stat().st_gid, lock.stat().st_mode & 0o777), (4321, 4322, 0o600))
+        os.chown(lock, 0, 0)
+        self.add(self.registry(), "web02")
+        self.assertEqual((lock.stat().st_uid, sorted(self.exported())), (0, ["web01", "web02"]))
+
     def test_locked(self) -> None:
         """Who cannot get the lock leaves the file to who has it."""
         self.patch(module, "LOCK_SECONDS", 0.0)
@@ -572,8 +584,8 @@ class EnrolmentTests(RegistryCase):
     def redeem(self, token: str, hostname: str = "web01") -> str:
         return now_result(self.enrolments.redeem(token, hostname, ADDRESS)).secret
 
-    def refused(self, kind: type[Exception], token: str, hostname: str = "web01") -> None:
-        redeemed = self.enrolments.redeem(token, hostname, ADDRESS)
+    def refused(self, kind: type[Exception], token: str, hostname: str = "web01", *, address: str = ADDRESS) -> None:
+        redeemed = self.enrolments.redeem(token, hostname, address)
         self.failureResultOf(Deferred.fromCoroutine(redeemed), kind)
 
     def test_enrolled(self) -> None:
@@ -645,10 +657,21 @@ class EnrolmentTests(RegistryCase):
         self.assertLessEqual(problem.retry_after, ATTEMPTS_SECONDS)
 
     def test_many_from_all(self) -> None:
-        """So can all together: each attempt costs the database a write."""
+        """So can all together, of what costs the database a write."""
         for n in range(MOST_FROM_ALL):
-            self.enrolments.admit(f"192.0.{n // 250}.{n % 250}")
+            address = f"192.0.{n // 250}.{n % 250}"
+            self.enrolments.admit(address)
+            self.refused(BadToken, TOKEN_PREFIX + f"{n:064x}", address=address)
         self.assertRaises(Throttled, self.enrolments.admit, "198.51.100.1")
+
+    def test_nonsense_from_many(self) -> None:
+        """What is no token, from however many addresses, keeps no host with a good one away."""
+        for n in range(MOST_FROM_ALL):
+            address = f"192.0.{n // 250}.{n % 250}"
+            self.enrolments.admit(address)
+            self.refused(BadToken, "x", address=address)
+        self.enrolments.admit("198.51.100.1")
+        self.redeem(self.token())
 
     def test_off(self) -> None:
         """While the registry is off the token is kept for later."""

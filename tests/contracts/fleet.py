@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -176,6 +177,28 @@ class FleetContract:
         await self.store.record_reveal(line("revealed_breakglass", "root"), told(RevealedBreakglass), None, [])
         self.assertEqual(await self.histories("root"), {"root": [("revealed_breakglass", "", "")]})
         self.assertEqual(await self.store.rotations(), [])
+
+    async def test_reveal_beside_the_server(self) -> None:
+        """All the same but for the audit chain: the event waits for a server, which takes it once, with its time."""
+        await self.session("bob", "web1")
+        entry = line("revealed_breakglass", "root", reason="it is down")
+        event = RevealedBreakglass(at=NOW, username="root", hostname="web1", actor="root", reason="it is down")
+        before = len(self.log.records)
+        await self.store.record_reveal(entry, event, NOW, [], outside=True)
+        self.assertEqual(len(self.log.records), before)
+        self.assertIs((await self.store.registry_look()).outside, True)
+        self.assertEqual(
+            await self.histories("bob", "root"),
+            {
+                "bob": [("revealed_breakglass", "root", "it is down")],
+                "root": [("revealed_breakglass", "", "it is down")],
+            },
+        )
+        self.assertEqual(await self.store.rotations(), [Rotation(hostname="web1", requested_at=NOW)])
+        self.assertEqual([await self.store.take_outside_events() for _ in range(2)], [1, 0])
+        [record] = [json.loads(one.plain) for one in self.log.records[before:]]
+        told = [record[key] for key in ("event", "timestamp", "username", "actor", "hostname", "reason")]
+        self.assertEqual(told, ["revealed_breakglass", "2026-03-01T12:00:00Z", "root", "root", "web1", "it is down"])
 
     async def test_use(self) -> None:
         """For everybody active and the one who did it; the same once more is not told again."""

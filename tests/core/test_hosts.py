@@ -43,6 +43,7 @@ class HostRegistryTests(SynchronousTestCase):
                 "db01": {"secret": DB, "users": ["alice"]},
                 "idle": {"secret": "c" * 64, "users": None},
                 "gone": None,
+                "web..": {"secret": "e" * 64, "users": []},
                 "bad name": {"secret": "d" * 64, "users": []},
             }
         )
@@ -50,7 +51,7 @@ class HostRegistryTests(SynchronousTestCase):
     def test_names(self) -> None:
         """Names are normalised; null entries and impossible names are dropped and told."""
         self.assertEqual(self.registry.names, ("db01", "idle", "web01.example.com"))
-        self.assertEqual(self.registry.dropped, ("gone", "bad name"))
+        self.assertEqual(self.registry.dropped, ("gone", "web..", "bad name"))
 
     def test_matches(self) -> None:
         """A host's secret is its own, whatever the spelling of its name."""
@@ -237,7 +238,20 @@ class FormTests(SynchronousTestCase):
 
     def test_refused_names(self) -> None:
         """No host names, names that mean something else, and numbers."""
-        for name in ("", ".", "..", "a b", "web/1", "x" * 254, "LOCALHOST", "vpn.", "12345", "-", "b\u00fccher"):
+        for name in (
+            "",
+            ".",
+            "..",
+            "a b",
+            "web/1",
+            "x" * 254,
+            "LOCALHOST",
+            "vpn.",
+            "web1..",
+            "12345",
+            "-",
+            "b\u00fccher",
+        ):
             self.assertRaises(Invalid, registrable, name)
 
     def test_users(self) -> None:

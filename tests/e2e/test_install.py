@@ -5,16 +5,18 @@ private ``/etc``, ``/usr/local``, ``/var/lib`` and ``/run`` over this machine's 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -22,11 +24,13 @@ from pathlib import Path
 import pytest
 
 from identree import dist
-from identree.agent import config, signing
+from identree.agent import certificates, config, signing
 from identree.app.signing import signature_bytes
 from tests.agent.harness import interpreters
 from tests.agent.scripted import Answer, Request, ScriptedServer
 from tests.e2e.server import DYING_WITH_US, PROGRAMS, SHARED_SECRET, Server, free_port
+from tests.e2e.slapd import BASE_DN
+from tests.e2e.tls import CA, SERVER_NAME, SecureServer
 from tests.e2e.world import build_agent
 from tools import build_agent as builder
 
@@ -39,6 +43,8 @@ FETCHERS = ("/usr/bin/curl", "/usr/bin/wget")
 NAME = "web-01"
 AGENT, CONF, PAM = "/usr/local/bin/identree", "/etc/identree/client.conf", "/etc/pam.d/sudo"
 HASH_FILE = "/etc/identree-breakglass"
+CLIENT_CERT, CLIENT_KEY = "/etc/identree/client.crt", "/etc/identree/client.key"
+CERTIFIED = f"IDENTREE_CLIENT_CERT={CLIENT_CERT}\nIDENTREE_CLIENT_KEY={CLIENT_KEY}\n"
 SCRIPT_SECONDS = 120.0
 DEFAULT_PAM = b"#%PAM-1.0\nsession required pam_limits.so\n@include common-auth\n@include common-account\n"
 OLD_LINE = b"auth required pam_exec.so stdout /usr/local/bin/identree\n"
@@ -215,6 +221,40 @@ class Place:
         fresh = self.agent.with_suffix(".new")
         fresh.write_bytes(content)
         fresh.rename(self.agent)
+
+
+class Endless:
+    """A server that answers everything with more than anybody can want. :ivar sent: bytes that somebody took."""
+
+    BYTES = 256 << 20
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.sent = 0
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Endless:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        # closing alone does not wake who waits in accept
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(30)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+                while self.sent < self.BYTES:
+                    self.sent += connection.send(bytes(1 << 20))
 
 
 @pytest.fixture(scope="module")
@@ -494,11 +534,35 @@ class TestNothingHappens:
     def test_two_at_once(self, place: Place, host: Host) -> None:
         script = place.fetched("/install.sh")
         environment = {"IDENTREE_SHARED_SECRET": SHARED_SECRET, "IDENTREE_INSECURE_ALLOW_HTTP_ESCROW": "true"}
+        host.write("/run/identree-installing", b"", 0o600)
         with self.unchanged(host):
-            command = ("flock", "/etc", "bash", "-s", place.server.url)
+            command = ("flock", "/run/identree-installing", "bash", "-s", place.server.url)
             told = host.run(*command, stdin=script, environment=environment)
         assert told.status == 1
         assert "by somebody else" in told.err
+
+    @pytest.mark.parametrize("fetcher", ["curl", "wget", "neither"])
+    def test_endless_answer(self, place: Place, tmp_path: Path, fetcher: str) -> None:
+        """What does not say how long it is, and does not end, fills neither disk nor memory."""
+        hidden = tuple(path for path in FETCHERS if not path.endswith(fetcher))
+        environment = {"IDENTREE_SHARED_SECRET": SHARED_SECRET, "IDENTREE_INSECURE_ALLOW_HTTP_ESCROW": "true"}
+        with Endless() as endless, Host(tmp_path / "host", hidden) as host, self.unchanged(host):
+            url = f"http://127.0.0.1:{endless.port}"
+            told = host.run("bash", "-s", url, stdin=place.fetched("/install.sh"), environment=environment)
+        assert told.status == 1
+        assert f"{url} does not answer" in told.err
+        assert 0 < endless.sent < Endless.BYTES
+
+    def test_locked_by_anybody(self, place: Place, host: Host) -> None:
+        """What everybody can open everybody can lock; that keeps nobody from installing, and no lock is left."""
+        directory = os.open(host.file("/etc"), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            told = place.install(host)
+        finally:
+            os.close(directory)
+        assert told.status == 0, told.all
+        assert not host.exists("/run/identree-installing")
 
 
 class TestSignatures:
@@ -844,6 +908,95 @@ class TestSudo:
         assert (told.status, "0" in told.out.splitlines(), "sudo approved" in told.out) == (0, True, True), told.all
         assert place.uninstall(host).status == 0
         assert host.run(*zoe, "sudo", "-n", "id", "-u").status == 1
+
+
+@dataclass(frozen=True)
+class Certifying:
+    """A server with HTTPS that gives certificates to hosts."""
+
+    server: SecureServer
+    ca: CA
+
+    def prepare(self, host: Host, days: int) -> None:
+        """:param host: gets a certificate that ends in so many days."""
+        certificate, key = self.ca.issue(NAME, "clientAuth", days)
+        host.write("/etc/hosts", f"127.0.0.1 localhost {NAME} {SERVER_NAME}\n".encode())
+        host.write("/etc/server-ca.pem", self.ca.certificate.read_bytes())
+        host.write(CLIENT_CERT, certificate.read_bytes())
+        host.write(CLIENT_KEY, key.read_bytes(), 0o600)
+        host.write(CONF, CERTIFIED.encode(), 0o600)
+
+    def install(self, host: Host, secret: str = SHARED_SECRET) -> Told:
+        environment = {
+            "IDENTREE_CA_CERT": "/etc/server-ca.pem",
+            **({"IDENTREE_SHARED_SECRET": secret} if secret else {}),
+        }
+        address = self.server.settings["IDENTREE_EXTERNAL_URL"]
+        return host.run("bash", "-s", address, stdin=dist.read(dist.INSTALL), environment=environment)
+
+
+def certificate(host: Host) -> certificates.Certificate:
+    return certificates.read_pem(host.run("cat", CLIENT_CERT).out)[0]
+
+
+@pytest.fixture(scope="class")
+def certifying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Certifying]:
+    directory, ca = tmp_path_factory.mktemp("certifying"), CA(tmp_path_factory.mktemp("ca"))
+    agent = directory / "identree.pyz"
+    shutil.copy(build_agent(), agent)
+    settings = {
+        **ca.settings(),
+        # nobody signs in
+        "IDENTREE_OIDC_ISSUER_URL": "http://127.0.0.1:9",
+        "IDENTREE_OIDC_CLIENT_ID": "identree",
+        "IDENTREE_OIDC_CLIENT_SECRET": "nobody asks for it",
+        "IDENTREE_AGENT_FILE": str(agent),
+        "IDENTREE_LDAP_PROVISION_ENABLED": "true",
+        "IDENTREE_LDAP_BASE_DN": BASE_DN,
+        "IDENTREE_LDAP_EXTERNAL_URL": f"ldaps://{SERVER_NAME}:636",
+    }
+    server = SecureServer(directory, settings)
+    server.settings["IDENTREE_EXTERNAL_URL"] = f"https://{SERVER_NAME}:{server.port}"
+    with server:
+        yield Certifying(server, ca)
+
+
+class TestCertificate:
+    """The host has one already."""
+
+    def test_ended(self, certifying: Certifying, host: Host) -> None:
+        """A host whose certificate has ended, so that the server breaks its connections off, is well afterwards."""
+        certifying.prepare(host, days=-1)
+        before = certificate(host)
+        told = certifying.install(host)
+        assert told.status == 0, told.all
+        assert f"certificate renewed for {NAME}" in told.out
+        assert before.not_after < time.time() < certificate(host).not_after
+        assert "ok   server.secret" in host.run(AGENT, "doctor").all
+
+    def test_good(self, certifying: Certifying, host: Host) -> None:
+        """One that is good for long is renewed as well, by the certificate alone where that is all there is."""
+        certifying.prepare(host, days=3000)
+        before = certificate(host)
+        told = certifying.install(host, secret="")
+        assert told.status == 0, told.all
+        assert certificate(host).serial != before.serial
+
+    def test_not_given(self, place: Place, host: Host) -> None:
+        """A server that gives none does not keep the agent from being installed."""
+        host.write(CONF, CERTIFIED.encode(), 0o600)
+        told = place.install(host)
+        assert told.status == 0, told.all
+        assert "IDENTREE_LDAP_PROVISION_ENABLED" in told.err
+        assert "this host's certificate was not renewed" in told.err
+        assert host.read(PAM) != DEFAULT_PAM
+
+    def test_from_elsewhere(self, place: Place, host: Host) -> None:
+        """Others' certificates are none of the installer's business."""
+        host.write(CONF, CERTIFIED.replace("/etc/identree/client.", "/etc/pki/host.").encode(), 0o600)
+        told = place.install(host)
+        assert told.status == 0, told.all
+        assert "renew" not in told.all
 
 
 class TestUninstallWithoutAgent:

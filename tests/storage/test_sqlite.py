@@ -138,6 +138,37 @@ class MigrationTests(_Directory, SynchronousTestCase):
         rows = store.connection.execute("SELECT version FROM schema_migrations ORDER BY version").fetchall()
         self.assertEqual(rows, [(known.version,) for known in migrate.migrations(migrate.SQLITE)])
 
+    def test_every_version(self) -> None:
+        """A database of each version since keeps what it has of hosts, and gets what it lacks, once."""
+        known = migrate.migrations(migrate.SQLITE)
+        for version in range(1, len(known) + 1):
+            path = f"{self.directory()}/a.db"
+            version_1(path, bookkeeping=True)
+            connection = sqlite3.connect(path)
+            for migration in known[1:version]:
+                for sql, values in migrate.steps(migration, 1700000000):
+                    connection.execute(sql, values)
+            connection.execute("INSERT INTO escrowed_hosts VALUES ('WEB01', 1700000000, 'item', 'vault')")
+            connection.execute("INSERT INTO escrow_ciphertexts VALUES ('WEB01', 'sealed')")
+            connection.execute("INSERT INTO agents VALUES ('WEB01', '1', 'x', '192.0.2.1', 1700000000, 1700000000)")
+            connection.execute("INSERT INTO rotate_breakglass_before VALUES ('WEB01', 1700000001)")
+            if version >= 6:
+                connection.execute("UPDATE registry_state SET revision = 7, imported = 1")
+            connection.commit()
+            connection.close()
+            store = self.open(path)
+            self.check_old_rows(store)
+            record = self.successResultOf(store.escrow_record("web01"))
+            assert record is not None
+            self.assertEqual((record.hostname, record.item_id), ("WEB01", "item"))
+            self.assertEqual(self.successResultOf(store.ciphertext("WEB01")), "sealed")
+            self.assertEqual([one.hostname for one in self.successResultOf(store.agents())], ["WEB01"])
+            self.assertEqual([one.hostname for one in self.successResultOf(store.rotations())], ["WEB01"])
+            look = self.successResultOf(store.registry_look())
+            self.assertEqual((look.revision, look.imported), (7, True) if version >= 6 else (0, False), version)
+            done = [row[0] for row in store.connection.execute("SELECT version FROM schema_migrations ORDER BY 1")]
+            self.assertEqual(done, [one.version for one in known])
+
     def test_copy(self) -> None:
         """Before an existing database is migrated it is copied, for its owner's eyes only."""
         path = self.directory() + "/a.db"

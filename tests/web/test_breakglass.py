@@ -163,6 +163,7 @@ class EscrowTests(YardCase):
             ({"password": "p", "hostname": "web 1"}, "invalid hostname format"),
             ({"password": "p", "hostname": "."}, "invalid hostname format"),
             ({"password": "p", "hostname": ".."}, "invalid hostname format"),
+            ({"password": "p", "hostname": "web1.."}, "invalid hostname format"),
             ({"password": "p", "hostname": "h" * 254}, "invalid hostname format"),
         ):
             self.refused(self.post(ESCROW_PATH, value), 400, text)
@@ -239,9 +240,14 @@ class EscrowTests(YardCase):
             return waits[-1]
 
         self.escrow.waiting = waiting
-        body = json.dumps({"hostname": "web1", "password": "p"}).encode()
         running = [
-            self.yard.start("POST", ESCROW_PATH, self.yard.escrow_headers("web1", age=age), body) for age in range(5)
+            self.yard.start(
+                "POST",
+                ESCROW_PATH,
+                self.yard.escrow_headers(name),
+                json.dumps({"hostname": name, "password": "p"}).encode(),
+            )
+            for name in ("db1", "db2", "db3", "db4", "db5")
         ]
         self.assertEqual([one.response() for one in running], [None] * 5)
         answer = self.yard.send_escrow("web2")
@@ -507,6 +513,7 @@ class HeartbeatTests(YardCase):
         for value in ({}, {"hostname": "  "}):
             self.refused(self.post(HEARTBEAT_PATH, value, "wrong"), 400, "hostname is required")
         self.refused(self.beat(hostname="web 1"), 400, "invalid hostname format")
+        self.refused(self.beat(hostname="web1.."), 400, "invalid hostname format")
         self.refused(self.beat("wrong"), 401, "unauthorized")
 
     def test_throttled(self) -> None:

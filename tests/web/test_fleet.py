@@ -12,6 +12,7 @@ from identree.app.escrow import EscrowFailed
 from identree.core import tokens
 from identree.core.errors import StorageUnavailable
 from identree.core.hosts import HostRegistry
+from identree.core.policy import Policies
 from identree.web.fleet import ELEVATE_PATH, HOSTS_PATH, REMOVE_PATH, REVEAL_PATH, ROTATE_ALL_PATH, ROTATE_PATH
 from identree.web.render import templates_directory
 from tests.web.front import Response
@@ -308,9 +309,15 @@ class ElevateTests(FleetCase):
             session = result(self.yard.store.grace("alice", f"h{duration[:5]}"))
             assert session is not None
             self.assertEqual(session.expires_at - START, timedelta(hours=hours))
-        self.yard.house.rules = replace(self.yard.house.rules, grace_period=timedelta(0))
+        self.yard.house.rules = replace(self.yard.house.rules, grace_period=timedelta(days=7))
         self.elevate(duration="999999")
         self.assertEqual(self.session().expires_at - START, timedelta(hours=24))
+
+    def test_no_grace(self) -> None:
+        """Without a grace period no session is honoured, so none is opened (spec/storage section 6)."""
+        self.yard.house.rules = replace(self.yard.house.rules, grace_period=timedelta(0))
+        self.card(self.elevate(), 403, "Not permitted")
+        self.assertEqual((self.session(), self.yard.events()), (None, []))
 
     def test_never_shorter(self) -> None:
         """A session that lasts longer stays."""
@@ -346,6 +353,18 @@ class ElevateTests(FleetCase):
         self.card(self.elevate(hostname="web2"), 403, "Not permitted")
         self.card(self.elevate(hostname="web3"), 403, "Not permitted")
         self.card(self.elevate(target_user="bob"), 403, "Not permitted")
+
+    def test_policies(self) -> None:
+        """Where an approval needs more than the person, nobody opens a session for himself instead."""
+        entries = {"web1": {"secret": HOST_SECRET, "users": ["*"]}, "db1": {"secret": OTHER_SECRET, "users": ["*"]}}
+        self.yard.registry = HostRegistry.parse(json.dumps(entries).encode())
+        for wanted in ({"require_admin": True}, {"min_approvals": 2}, {"require_fresh_oidc": "5m"}):
+            policy = {"name": "production", "match_hosts": ["web*"], "auto_approve_grace": True, **wanted}
+            self.yard.house.policies = Policies.parse(json.dumps([policy]).encode())
+            self.card(self.elevate("alice", "user"), 403, "An administrator")
+            self.assertIs(self.session(), None)
+            self.assertEqual(self.elevate("alice", "user", hostname="db1").code, 303)
+        self.assertEqual(self.elevate().code, 303)
 
     def test_duration(self) -> None:
         """A whole number of seconds."""

@@ -141,6 +141,7 @@ class Yard:
             link=lambda record: f"https://vault.example/{record.hostname}" if record.item_id else "",
             disabled=lambda name: name in self.disabled,
             in_thread=self._in_thread,
+            policies=lambda: house.policies,
             **common,
         )
         self.renderer = Renderer(now=house.now, rules=lambda: house.rules, admin_pages=(HOSTS_PAGE,))
