@@ -37,6 +37,7 @@ from identree.app.decisions import Decisions
 from identree.app.development import Development
 from identree.app.health import LOOK_SECONDS, Check, Health, OneAtATime, Unwell, audit_check
 from identree.app.hosts import Hosts
+from identree.app.idtokens import IdTokens
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
 from identree.app.people import SESSION_LIFE, People
@@ -497,6 +498,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         certificate_required=settings.mtls_enabled,
         trail=trail,
     )
+    id_tokens = IdTokens(keys.id_tokens, secrets.token_bytes)
     waiters = Waiters(reactor, rules.max_waiters)
     store.subscribe(waiters.heard)
     challenges = Challenges(
@@ -511,6 +513,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         below=secrets.randbelow,
         journal=journal,
         metrics=metrics,
+        id_tokens=id_tokens,
     )
     decisions = Decisions(
         store=store,
@@ -551,6 +554,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         journal=journal,
         metrics=metrics,
         trail=trail,
+        id_tokens=id_tokens,
     )
     around = Surroundings(
         settings=settings,

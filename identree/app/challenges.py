@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from twisted.internet.defer import Deferred
 
 from identree.app.hosts import GRACE_STATUS, Credential, Hosts
+from identree.app.idtokens import IdTokens
 from identree.app.journal import Journal, short
 from identree.app.metrics import Metrics
 from identree.app.ports import Now
@@ -68,6 +69,7 @@ class Polled:
     """
     :ivar token: form A over the decided status; empty while pending or when the host could not verify it.
     :ivar remaining: seconds.
+    :ivar id_token: the owner's, for the host's token cache; empty: none.
     """
 
     challenge: Challenge
@@ -76,6 +78,7 @@ class Polled:
     token: str = ""
     token_derived: str = ""
     may_tell: bool = False
+    id_token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +93,7 @@ class Challenges:
     """
     :param token: returns n random bytes as hex (``secrets.token_hex``).
     :param below: a uniform random integer below n, from a CSPRNG (``secrets.randbelow``).
+    :param id_tokens: opens what approvals keep for hosts; None: nothing is handed on.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class Challenges:
         below: Callable[[int], int],
         journal: Journal,
         metrics: Metrics,
+        id_tokens: IdTokens | None = None,
     ) -> None:
         self._store = store
         self._hosts = hosts
@@ -118,6 +123,7 @@ class Challenges:
         self._below = below
         self._journal = journal
         self._metrics = metrics
+        self._id_tokens = id_tokens
 
     async def create(self, draft: Draft, credential: Credential, address: str) -> Opened:
         """
@@ -228,6 +234,7 @@ class Challenges:
             token=token,
             token_derived=derived,
             may_tell=bool(self._hosts.signing_secret(credential)),
+            id_token=await self._id_token(challenge) if approved and token else "",
         )
 
     async def cancel(self, id: str, hostname: str, credential: Credential, address: str) -> None:
@@ -292,6 +299,11 @@ class Challenges:
             await self._store.delete_grace(username, hostname, row.mac)
             return 0
         return row.remaining_seconds(now)
+
+    async def _id_token(self, challenge: Challenge) -> str:
+        if self._id_tokens is None or self._rules().client.token_cache_enabled is False:
+            return ""
+        return self._id_tokens.open(challenge.username, await self._store.id_token(challenge.id))
 
     def _tokens(self, challenge: Challenge, credential: Credential) -> tuple[str, str]:
         secret = self._hosts.signing_secret(credential)

@@ -197,7 +197,8 @@ class Decisions:
             return self._approval(caller, challenge, revoked_at, last_login, now, reason, address)
 
         try:
-            step = await self._store.decide(id, change)
+            keeps = self._rules().client.token_cache_enabled is not False
+            step = await self._store.decide(id, change, session=caller.nonce if keeps else "")
         except Refused as refusal:
             if seen:
                 self._tell_refusal(caller, seen[-1], refusal, address)

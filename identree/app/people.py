@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
+from identree.app.idtokens import IdTokens
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
 from identree.app.ports import Identity, IdentityProvider, Monotonic, Now
@@ -75,6 +76,7 @@ class People:
     :param login_limit, callback_limit: sign-ins begun and finished per address.
     :param form_limit: accepted forms per person.
     :param trail: gets the audit records of refused sign-ins; None: there are none.
+    :param id_tokens: seals what people sign in with, for their hosts; None: it is not kept.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class People:
         journal: Journal,
         metrics: Metrics,
         trail: Trail | None = None,
+        id_tokens: IdTokens | None = None,
     ) -> None:
         self._store = store
         self._provider = provider
@@ -109,6 +112,7 @@ class People:
         self._journal = journal
         self._metrics = metrics
         self._trail = trail
+        self._id_tokens = id_tokens
         self._revocations = Revocations(nonces={}, admins={})
         self._revocations_read: float | None = None
         self._starts: OrderedDict[str, datetime] = OrderedDict()
@@ -203,12 +207,20 @@ class People:
         role = "admin" if set(identity.groups) & set(rules.admin_groups) else "user"
         caller = Caller(username=identity.username, role=role, nonce=self._token(16), issued_at=now, started_at=now)
         await self._store.record_login(
-            BrowserSession(nonce=caller.nonce, username=caller.username, started_at=now),
+            BrowserSession(
+                nonce=caller.nonce, username=caller.username, started_at=now, id_token=self._sealed(identity)
+            ),
             events.UserLoggedIn(at=now, username=caller.username, remote_addr=address),
             now,
         )
         self._journal.info("SESSIONS", user=caller.username, role=role, remote_addr=address)
         return SignedIn(caller=caller, cookie=self._cookie(caller), picture=identity.picture, return_to=login.return_to)
+
+    def _sealed(self, identity: Identity) -> str:
+        """What the host of an own request may be handed; empty where hosts are told to keep none."""
+        if self._id_tokens is None or self._rules().client.token_cache_enabled is False:
+            return ""
+        return self._id_tokens.seal(identity.username, identity.id_token)
 
     def _note_failure(self, reason: str, address: str) -> None:
         if self._trail is not None:

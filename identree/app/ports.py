@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
@@ -23,12 +23,14 @@ class Identity:
     :ivar username: the ``preferred_username`` claim, of valid syntax.
     :ivar picture: an http(s) URL, or empty.
     :ivar authenticated_at: the ``auth_time`` claim, if there was one.
+    :ivar id_token: the token itself, as it was verified; a secret.
     """
 
     username: str
     groups: tuple[str, ...]
     picture: str = ""
     authenticated_at: datetime | None = None
+    id_token: str = field(default="", repr=False)
 
 
 class IdentityProvider(Protocol):

@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 from urllib.parse import SplitResult, quote_plus, urlencode, urlsplit, urlunsplit
@@ -265,7 +265,7 @@ class OIDCProvider(Service):
             now=self._now(),
             leeway_seconds=self._leeway.total_seconds(),
         )
-        return idtoken.identity(claims)
+        return replace(idtoken.identity(claims), id_token=token)
 
     async def probe(self) -> bool:
         """Whether the provider answers its discovery address within 2 s; for ``/healthz``. Never raises."""

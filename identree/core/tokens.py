@@ -60,6 +60,7 @@ class Keys:
     The derived keys of one configuration.
 
     :ivar grace: signs grace sessions; ``b""`` when there is no secret for it, then rows are unsigned.
+    :ivar id_tokens: seals ID tokens in the database.
     """
 
     session: bytes = field(repr=False)
@@ -67,6 +68,7 @@ class Keys:
     one_tap: bytes = field(repr=False)
     status: bytes = field(repr=False)
     grace: bytes = field(repr=False)
+    id_tokens: bytes = field(repr=False)
 
     @classmethod
     def from_secrets(cls, *, shared: str, session: str, hmac: str) -> Keys:
@@ -86,6 +88,7 @@ class Keys:
             one_tap=derive(base, "onetap"),
             status=derive(base, "approval_status"),
             grace=derive(grace, "grace-session") if grace else b"",
+            id_tokens=derive(base, "id-tokens"),
         )
 
 

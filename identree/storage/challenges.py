@@ -87,6 +87,14 @@ UPDATE challenges SET status = :status, approved_by = :approved_by, approved_at 
 WHERE id = :id AND status = 'pending' AND approvals_json = :seen AND one_tap_used = :seen_one_tap RETURNING 1
 """.strip()
 
+# Only the owner's own session has a token that is good for the owner's host.
+_KEEP_ID_TOKEN = """
+UPDATE challenges SET raw_id_token = COALESCE(
+    (SELECT s.id_token FROM browser_sessions s WHERE s.nonce = :nonce AND s.username = challenges.username), ''
+) WHERE id = :id
+""".strip()
+_ID_TOKEN = "SELECT raw_id_token FROM challenges WHERE id = :id AND status = 'approved'"  # noqa: S105
+
 # A plain subquery with LIMIT may be run anew for every row by PostgreSQL, and then claims more than LIMIT.
 _EXPIRE = f"""
 WITH chosen AS MATERIALIZED (
@@ -284,8 +292,15 @@ def pending(username: str | None, now: datetime, limit: int) -> Script[list[Chal
     return [from_row(row) for row in rows]
 
 
-def decide(id: str, change: Change, keeps: Callable[[GraceSession], bool]) -> Script[Step]:
+def id_token(id: str) -> Script[str]:
+    """What an approval has kept for the host, sealed; empty: nothing."""
+    rows = yield _ID_TOKEN, {"id": id}
+    return str(rows[0][0]) if rows else ""
+
+
+def decide(id: str, change: Change, keeps: Callable[[GraceSession], bool], session: str = "") -> Script[Step]:
     """
+    :param session: the nonce of the browser session of whoever decides.
     :raise NotFound: unknown id.
     :raise AlreadyResolved: another decision won, even one by a program that takes no lock.
     """
@@ -316,6 +331,8 @@ def decide(id: str, change: Change, keeps: Callable[[GraceSession], bool]) -> Sc
     )
     if not updated:
         raise AlreadyResolved(id[:8])
+    if session and after.status is Status.APPROVED:
+        yield Do(_KEEP_ID_TOKEN, {"id": id, "nonce": session})
     existing = None
     if grace_expiry is not None:
         existing = GraceSession(

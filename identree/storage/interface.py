@@ -81,11 +81,16 @@ class Login:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrowserSession:
-    """The first sight of a session cookie's nonce; gives the session an absolute end."""
+    """
+    The first sight of a session cookie's nonce; gives the session an absolute end.
+
+    :ivar id_token: that the person signed in with, sealed; empty: none is kept. Written, and never read with the rest.
+    """
 
     nonce: str
     username: str
     started_at: datetime
+    id_token: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -444,13 +449,18 @@ class Store(Protocol):
     async def pending_challenges(self, username: str | None, now: datetime, limit: int = 500) -> list[Challenge]:
         """Live pending ones, soonest expiry first; of everybody when ``username`` is None."""
 
-    async def decide(self, id: str, change: Change) -> Step:
+    async def decide(self, id: str, change: Change, *, session: str = "") -> Step:
         """
         Apply a move, serialised per owner; the row is updated only if it is still as it was read.
 
+        :param session: the nonce of the browser session of whoever decides; an approval of an own request keeps the
+            session's ID token for the host.
         :raise NotFound: unknown id.
         :raise Refused: whatever ``change`` raises; nothing is written then.
         """
+
+    async def id_token(self, challenge_id: str) -> str:
+        """What an approval has kept for the host, sealed; empty: nothing."""
 
     async def expire_challenges(
         self, now: datetime, change: Callable[[Challenge], Step], limit: int = 500

@@ -32,7 +32,8 @@ _LOGGED_IN = (
 )
 _LAST_LOGIN = "SELECT at_unix FROM last_oidc_auth WHERE username = :username"
 _INSERT_SESSION = (
-    "INSERT INTO browser_sessions (nonce, username, started_at) VALUES (:nonce, :username, :started_at) "
+    "INSERT INTO browser_sessions (nonce, username, started_at, id_token) "
+    "VALUES (:nonce, :username, :started_at, :id_token) "
     "ON CONFLICT (nonce) DO NOTHING"
 )
 _SESSION = "SELECT nonce, username, started_at FROM browser_sessions WHERE nonce = :nonce"
@@ -133,4 +134,9 @@ def revocations() -> Script[Revocations]:
 
 
 def _session_row(session: BrowserSession) -> dict[str, object]:
-    return {"nonce": session.nonce, "username": session.username, "started_at": seconds(session.started_at)}
+    return {
+        "nonce": session.nonce,
+        "username": session.username,
+        "started_at": seconds(session.started_at),
+        "id_token": session.id_token,
+    }

@@ -169,8 +169,11 @@ class SqlStore:
     async def pending_challenges(self, username: str | None, now: datetime, limit: int = 500) -> list[Challenge]:
         return await self._driver.read(lambda: challenges.pending(username, now, _bounded(limit)))
 
-    async def decide(self, id: str, change: Change) -> Step:
-        return await self._recording(lambda: challenges.decide(id, change, self._genuine))
+    async def decide(self, id: str, change: Change, *, session: str = "") -> Step:
+        return await self._recording(lambda: challenges.decide(id, change, self._genuine, session))
+
+    async def id_token(self, challenge_id: str) -> str:
+        return await self._driver.read(lambda: challenges.id_token(challenge_id))
 
     async def expire_challenges(
         self, now: datetime, change: Callable[[Challenge], Step], limit: int = 500

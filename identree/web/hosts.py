@@ -255,6 +255,8 @@ def _polled(polled: Polled) -> dict[str, object]:
     value["expires_in"] = polled.remaining
     if status is Status.APPROVED and polled.may_tell and polled.grace_remaining > 0:
         value["grace_remaining"] = polled.grace_remaining
+    if polled.id_token:
+        value["id_token"] = polled.id_token
     if challenge.required_approvals > 1:
         value["required_approvals"] = challenge.required_approvals
     value["status"] = status.value

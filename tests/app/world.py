@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from identree.app.challenges import Challenges
 from identree.app.decisions import Decisions
 from identree.app.hosts import Credential, Hosts
+from identree.app.idtokens import IdTokens
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
 from identree.app.people import Caller, People
@@ -75,6 +76,7 @@ class World:
         self.policies = Policies.empty()
         self.keys = Keys.from_secrets(shared=SECRET, session="", hmac="")
         self.metrics = Metrics(CollectorRegistry(), "test")
+        self.id_tokens = IdTokens(self.keys.id_tokens, lambda size: b"n" * size)
         self.log: list[tuple[str, dict[str, object]]] = []
         self.journal = journal = Journal(
             Logger(observer=lambda event: self.log.append((event["message"], dict(event["attributes"]))))
@@ -104,6 +106,7 @@ class World:
             below=lambda n: next(self._numbers) * 7_654_321 % n,
             journal=journal,
             metrics=self.metrics,
+            id_tokens=self.id_tokens,
         )
         self.decisions = Decisions(
             store=self.store,
@@ -132,6 +135,7 @@ class World:
             journal=journal,
             metrics=self.metrics,
             trail=self.trail,
+            id_tokens=self.id_tokens,
         )
 
     def now(self) -> datetime:

@@ -634,6 +634,18 @@ class StoreContract:
             self.assertEqual((values["seq"], values.get("prev_hash", "")), (number, previous))
             previous = record.hash
 
+    async def test_id_token(self) -> None:
+        """An approval of an own request keeps the session's ID token; another person's session has none for it."""
+        for owner, kept in (("alice", "sealed"), ("bob", "")):
+            nonce = f"{owner}-session"
+            session = BrowserSession(nonce=nonce, username="alice", started_at=NOW, id_token="sealed")
+            await self.store.record_login(session, events.UserLoggedIn(at=NOW, username="alice"), NOW)
+            wanted = await self.create(username=owner)
+            self.assertEqual(await self.store.id_token(wanted.id), "")
+            await self.store.decide(wanted.id, approving("alice"), session=nonce)
+            self.assertEqual(await self.store.id_token(wanted.id), kept)
+        self.assertEqual(await self.store.id_token("nobody"), "")
+
     async def test_sink(self) -> None:
         """A sink gets what was committed, in order, from where it acknowledged, also after a restart."""
         first, second = await self.create(), await self.create()

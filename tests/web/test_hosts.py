@@ -362,6 +362,15 @@ class PollTests(HostTestCase):
             tokens.verify_status_token(SECRET.encode(), answer["approval_token"], self.id, "approved", "alice", "", "")
         )
 
+    def test_approved_with_id_token(self) -> None:
+        """The token that the owner signed in with, for the host's cache."""
+        self.decide("approve")
+        sealed = self.world.id_tokens.seal("alice", "e30.e30.c2ln")
+        self.world.store.connection.execute("UPDATE challenges SET raw_id_token = ?", (sealed,))
+        answer = self.front.poll(self.id).json
+        self.assertEqual(answer["id_token"], "e30.e30.c2ln")
+        self.assertEqual(list(answer), sorted(answer))
+
     def test_approved_with_grace(self) -> None:
         """The grace session that the approval left behind is told."""
         self.world.change_rules(grace_period=timedelta(minutes=5))
