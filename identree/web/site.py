@@ -30,6 +30,9 @@ HEADER_BYTES = 12_288
 HEADER_COUNT = 100
 # A body on a path that has no limit of its own, in bytes (spec/http-api section 2.7: forms).
 BODY_BYTES = 8192
+# What bodies beyond that may take in all, in bytes: a stranger can begin many that a path allows, before it is known
+# who asks. One that finds no room is cut.
+LARGE_BODIES_BYTES = 32 << 20
 HEADER_SECONDS = 10
 REQUEST_SECONDS = 30
 IDLE_SECONDS = 60
@@ -257,6 +260,8 @@ class Request(server.Request):
     held = ""
     # on the monotonic clock; None before it is whole and after it was counted
     _began: float | None = None
+    # bytes of the body that count as those of a large one
+    _large = 0
 
     def __init__(self, channel: Channel, queued: object = None) -> None:
         super().__init__(channel, parsePOSTFormSubmission=False)
@@ -272,7 +277,20 @@ class Request(server.Request):
         if len(data) > room:
             self.cut = True
             data = data[:room]
+        large = self.content.tell() + len(data) - BODY_BYTES
+        if large > self._large:
+            if self.channel.site.hold(large - self._large):
+                self._large = large
+            else:
+                self.cut = True
+                data = data[: max(0, BODY_BYTES - self.content.tell())]
         self.content.write(data)
+
+    def _let_go(self) -> None:
+        """The body is not needed any more."""
+        large, self._large = self._large, 0
+        if large:
+            self.channel.site.let_go(large)
 
     def parseCookies(self) -> None:
         """The first cookie of a name counts."""
@@ -323,10 +341,12 @@ class Request(server.Request):
 
     def finish(self) -> None:
         status = str(self.code)
+        self._let_go()
         http.Request.finish(self)
         self._over(status)
 
     def connectionLost(self, reason: Failure) -> None:
+        self._let_go()
         http.Request.connectionLost(self, reason)
         self._over("gone")
 
@@ -419,6 +439,8 @@ class Site(server.Site):
         self._many_clients = many_clients
         self._channels: set[Channel] = set()
         self._by_address: dict[str, int] = {}
+        self.large_bodies_limit = LARGE_BODIES_BYTES
+        self._large_bodies = 0
         self._refusing = False
         https = external_url.startswith("https://")
         # scheme, host and port, where plain requests are sent on to
@@ -438,6 +460,17 @@ class Site(server.Site):
 
     def body_limit(self, path: bytes) -> int:
         return self._body_limits.get(path, BODY_BYTES)
+
+    def hold(self, size: int) -> bool:
+        """Whether there is room for so many more bytes of large bodies; they are counted then."""
+        if self._large_bodies + size > self.large_bodies_limit:
+            return False
+        self._large_bodies += size
+        return True
+
+    def let_go(self, size: int) -> None:
+        """So many bytes that were counted are not held any more."""
+        self._large_bodies -= size
 
     def busy(self) -> int:
         """How many requests are being worked on."""

@@ -292,6 +292,26 @@ class BodyTests(SiteTestCase):
         assert response is not None
         self.assertEqual(response.code, 400)
 
+    def test_large_bodies_together(self) -> None:
+        """Bodies that a path allows to be large have one bound together; it is free again when they are gone."""
+        site = self.front.site
+        site.large_bodies_limit = 100_000
+        site._body_limits[b"/large"] = 65_536
+        head = b"POST /large HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n"
+        first, second = self.front.connect(), self.front.connect()
+        first.send(head + b"x" * 59_999)
+        self.assertEqual((first.response(), site._large_bodies), (None, 59_999 - BODY_BYTES))
+        second.send(head + b"x" * 59_999)
+        cut = second.response()
+        assert cut is not None
+        self.assertEqual((cut.header("Connection"), site._large_bodies), ("close", 59_999 - BODY_BYTES))
+        first.hang_up()
+        self.assertEqual(site._large_bodies, 0)
+        third = self.front.connect()
+        third.send(head + b"x" * 60_000)
+        self.assertIsNotNone(third.response())
+        self.assertEqual(site._large_bodies, 0)
+
     def test_nothing_is_kept_beyond_the_limit(self) -> None:
         """What comes after the cut is dropped, however much it is."""
         connection = self.front.connect()
