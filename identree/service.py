@@ -791,6 +791,7 @@ def run_demo(options: DemoOptions) -> int:
     with TemporaryDirectory(prefix="identree-demo-") as name:
         directory = Path(name)
         environment = demo_settings(directory, options.http_port, options.provider_port, options.ldap_port)
+        environment["IDENTREE_AGENT_FILE"] = str((options.agent or Path("build/identree.pyz")).resolve())
         environment["IDENTREE_LOG_LEVEL"] = os.environ.get("IDENTREE_LOG_LEVEL") or "warn"
         refuse_non_loopback(environment)
         settings = load(environment, read=no_files)
