@@ -1081,7 +1081,6 @@ class TestUninstallWithoutAgent:
 
 
 class TestScripts:
-    @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
     def test_shellcheck(self, tmp_path: Path) -> None:
         """shellcheck has nothing to say."""
         for name in (dist.INSTALL, dist.UNINSTALL):
