@@ -41,6 +41,8 @@ from identree.storage.store import SqlStore
 T = TypeVar("T")
 
 JSON_LOG = "jsonlog"
+# How often it is seen whether a checkpoint is due.
+CHECKPOINT_LOOK_SECONDS = 10.0
 # Of the records that may be in memory, this part is for those that followers have in hand.
 IN_HAND = 4
 
@@ -429,8 +431,13 @@ class CheckpointSigner(Service):
         settings: Settings,
         metrics: Metrics,
         now: Callable[[], datetime],
+        monotonic: Callable[[], float],
         in_thread: Callable[[Callable[[], Any]], Deferred[Any]],
     ) -> None:
+        self._monotonic = monotonic
+        self._interval = settings.audit_checkpoint_interval.total_seconds()
+        # when the next one is due; a new chain has nothing to vouch for at first
+        self._due = monotonic()
         self._store = store
         self._paths = settings.audit_signing_key, settings.audit_verify_key
         self._metrics = metrics
@@ -449,6 +456,11 @@ class CheckpointSigner(Service):
         except Exception:
             self._log.failure("the last checkpoint could not be signed")
 
+    async def look(self) -> None:
+        """To be called every :data:`CHECKPOINT_LOOK_SECONDS`: the first records of a chain are vouched for soon."""
+        if self._monotonic() >= self._due:
+            await self.sign()
+
     async def sign(self) -> None:
         """A checkpoint, if there is something new to vouch for. What the database refuses comes with the next one."""
         if self._checkpoints is None:
@@ -466,6 +478,7 @@ class CheckpointSigner(Service):
             self._log.warn("audit: a checkpoint could not be recorded: {problem}", problem=str(problem))
         else:
             if signed is not None:
+                self._due = self._monotonic() + self._interval
                 self._metrics.audit_checkpoint.set(signed.timestamp())
 
 

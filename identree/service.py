@@ -47,6 +47,7 @@ from identree.app.statefiles import BadStateFile, StateFile
 from identree.app.trail import Trail
 from identree.app.waiters import Waiters
 from identree.auditparts import (
+    CHECKPOINT_LOOK_SECONDS,
     Around,
     CheckpointSigner,
     LogKeeper,
@@ -737,11 +738,9 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
     Lag(metrics, reactor, monotonic).setServiceParent(root)
     Keeper("health", LOOK_SECONDS, health.look, reactor).setServiceParent(root)
     if sink_names(settings):
-        signer = CheckpointSigner(store, settings, metrics, now, in_thread)
+        signer = CheckpointSigner(store, settings, metrics, now, monotonic, in_thread)
         signer.setServiceParent(root)
-        Keeper(
-            "checkpoints", settings.audit_checkpoint_interval.total_seconds(), signer.sign, reactor, at_once=True
-        ).setServiceParent(root)
+        Keeper("checkpoints", CHECKPOINT_LOOK_SECONDS, signer.look, reactor, at_once=True).setServiceParent(root)
     Keeper("audit trail", TRAIL_SECONDS, trail.summarise, reactor).setServiceParent(root)
     Keeper("sweep", SWEEP_SECONDS, partial(_sweep, challenges, store, now), reactor).setServiceParent(root)
 
