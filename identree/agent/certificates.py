@@ -8,8 +8,15 @@ Nothing is *trusted* here: whether a signature is right OpenSSL says, see :func:
 from __future__ import annotations
 
 import binascii
+import errno
+import os
+import stat
 
 from identree.agent import places
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
 
 # Of a file, and of the certificates in it.
 MAX_FILE_BYTES = 262144
@@ -200,6 +207,28 @@ def pem(certificate: Certificate) -> str:
     return "\n".join([_BEGIN, *(text[at : at + 64] for at in range(0, len(text), 64)), _END, ""])
 
 
+def open_regular(path: str, *, follow: bool = True) -> BinaryIO:
+    """
+    A file for reading. A pipe or a device in its place is not waited for.
+
+    :param follow: a symbolic link in its place is followed.
+    :raise OSError: it cannot be read, or is no regular file.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    fd = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+    return os.fdopen(fd, "rb")
+
+
+def check_usable(path: str) -> None:
+    """:raise OSError: OpenSSL could not open it, or would wait or read for ever."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES} bytes", path)
+
+
 def read_file(path: str) -> list[Certificate]:
     """
     The certificates in a file; a symbolic link is followed.
@@ -207,7 +236,7 @@ def read_file(path: str) -> list[Certificate]:
     :raise OSError: it cannot be read.
     :raise NotACertificate: see :func:`read_pem`.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise NotACertificate(f"it is larger than {MAX_FILE_BYTES} bytes")
@@ -231,6 +260,8 @@ def refusal(certificate: str, key: str, ca: str) -> str:
     """
     import ssl
 
+    for path in (certificate, key, ca):
+        check_usable(path)
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for context in (server, client):
         context.load_cert_chain(certificate, key, password=lambda: "")

@@ -15,7 +15,18 @@ import stat
 import sys
 import time
 
-from identree.agent import breakglass, clock, doctor_ldap, doctor_pam, doctor_tls, heartbeat, places, tokencache, tokens
+from identree.agent import (
+    breakglass,
+    certificates,
+    clock,
+    doctor_ldap,
+    doctor_pam,
+    doctor_tls,
+    heartbeat,
+    places,
+    tokencache,
+    tokens,
+)
 from identree.agent import config as configuration
 from identree.agent.bcrypt import Bcrypt, NoBcrypt
 from identree.agent.build import VERSION
@@ -124,7 +135,7 @@ class Doctor:
             shown = ".".join(map(str, version))
             findings.ok("program.python", f"identree {VERSION} on Python {shown} with {ssl.OPENSSL_VERSION}")
         try:
-            with open(path, "rb") as file:
+            with certificates.open_regular(path) as file:
                 first = file.readline(256)
             check_owner(path)
         except OSError as e:
@@ -224,7 +235,9 @@ class Doctor:
             server_ca="IDENTREE_MTLS_CA_CERT",
             renew="identree renew-cert --force",
         )
-        usable = doctor_tls.examine_files(self.findings, party, self._now()) if config.scheme == "https" else True
+        usable = self._readable(config) if config.scheme == "https" else True
+        if usable and config.scheme == "https":
+            usable = doctor_tls.examine_files(self.findings, party, self._now())
         addresses = doctor_tls.resolve(self.findings, party)
         at = doctor_tls.connect(self.findings, party, addresses) if addresses else None
         if at is None or not usable:
@@ -237,6 +250,20 @@ class Doctor:
         if answer is not None:
             self._clock(answer)
             self._secret(config)
+
+    def _readable(self, config: Config) -> bool:
+        """Whether OpenSSL can be sent to the client key; in a pipe or a file without end it would stay."""
+        try:
+            if config.client_key:
+                certificates.check_usable(config.client_key)
+            return True
+        except OSError as e:
+            self.findings.fail(
+                "server.files",
+                f"the client key {config.client_key} cannot be used: {e.strerror}",
+                f"put a regular file there, or correct IDENTREE_CLIENT_KEY in {self._conf}",
+            )
+            return False
 
     def _healthy(self, config: Config, party: Party, at: tuple[int, str]) -> Response | None:
         findings = self.findings
@@ -401,13 +428,14 @@ class Doctor:
         if off:
             self.findings.ok("token-cache.state", f"the token cache is off: {off}")
             return
-        info = _stat(config.token_cache_dir)
+        # with a slash at its end a link would be followed
+        info = _stat(config.token_cache_dir.rstrip("/") or "/", follow=False)
         if info is None:
             self.findings.ok("token-cache.state", "the token cache is on, and empty")
         elif not stat.S_ISDIR(info.st_mode) or info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
             self.findings.fail(
                 "token-cache.directory",
-                f"{config.token_cache_dir} can be changed by others than root, so nothing in it is believed",
+                f"{config.token_cache_dir} is no directory that only root can change, so nothing in it is believed",
                 f"run: rm -r {config.token_cache_dir}; it is made anew",
             )
         else:
@@ -479,9 +507,9 @@ def _get(config: Config, path: str) -> Response:
         client.close()
 
 
-def _stat(path: str) -> os.stat_result | None:
+def _stat(path: str, *, follow: bool = True) -> os.stat_result | None:
     try:
-        return os.stat(path)
+        return os.stat(path, follow_symlinks=follow)
     except OSError:
         return None
 

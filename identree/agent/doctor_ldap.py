@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 
-from identree.agent import doctor_tls
+from identree.agent import certificates, doctor_tls
 from identree.agent.config import ConfigError
 from identree.agent.doctor_tls import Party, open_at, reason
 from identree.agent.setup_files import Commands, SetupError, below, read, resolve, systemd_runs
@@ -162,7 +162,7 @@ class Directory:
     def _pid(self) -> int:
         for path in PID_FILES:
             try:
-                with open(below(self._root, path), "rb") as file:
+                with certificates.open_regular(below(self._root, path)) as file:
                     text = file.read(32).strip()
             except OSError:
                 continue

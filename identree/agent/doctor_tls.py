@@ -251,6 +251,8 @@ def _examine_issuer(findings: Findings, party: Party, own: Certificate) -> None:
 
 
 def _load(party: Party) -> None:
+    for path in (party.cert, party.key):
+        certificates.check_usable(path)  # OpenSSL would wait for a pipe
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_cert_chain(party.cert, party.key, password=lambda: "")
 

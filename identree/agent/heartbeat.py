@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import time
 
-from identree.agent import clock, journal, places
+from identree.agent import certificates, clock, journal, places
 from identree.agent import config as configuration
 from identree.agent.build import VERSION
 from identree.agent.text import clean, note
@@ -53,6 +54,8 @@ ARCHITECTURES = {
 # In the state directory: when the server last heard of us, and what came of the last try.
 RECORD = "heartbeat.json"
 MAX_RECORD_BYTES = 4096
+# Of an instant or a difference in it, in seconds: what is beyond the year 9999 is damage, and no date.
+MAX_SECONDS = 253402300800
 
 
 class BeatError(Exception):
@@ -70,7 +73,7 @@ def os_info(paths: tuple[str, ...] = OS_RELEASE, machine: str = "") -> str:
     kind = architecture(machine or os.uname().machine)
     for path in paths:
         try:
-            with open(path, "rb") as file:
+            with certificates.open_regular(path) as file:
                 text = file.read(MAX_RELEASE_BYTES).decode("utf-8", "replace")
         except OSError:
             continue
@@ -103,12 +106,14 @@ class Record:
         if not os.access(state, os.X_OK) and os.path.isdir(state):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         try:
+            _check_directory(state)
             value = json.loads(read_private(path, MAX_RECORD_BYTES))
             heard, tried, problem, ahead = (value[key] for key in ("heard", "tried", "problem", "ahead"))
         except (OSError, HashError, ValueError, KeyError, TypeError, RecursionError):
             return cls()
-        numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in (heard, tried))
-        if not numbers or not isinstance(problem, str) or not (ahead is None or isinstance(ahead, (int, float))):
+        if not all(_number(each) and each >= 0 for each in (heard, tried)) or not isinstance(problem, str):
+            return cls()
+        if not (ahead is None or _number(ahead)):
             return cls()
         return cls(float(heard), float(tried), clean(problem, 300), ahead)
 
@@ -121,8 +126,23 @@ class Record:
             os.mkdir(state, 0o700)
         except FileExistsError:
             pass
+        _check_directory(state)
         path = os.path.join(state, RECORD)
         write(path, json.dumps(value).encode() + b"\n", Look(0o600, os.geteuid(), os.getegid()))
+
+
+def _number(value: object) -> bool:
+    # JSON of Python's has infinities, and numbers that are none
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_SECONDS
+
+
+def _check_directory(state: str) -> None:
+    """:raise OSError: it is no directory, is a link to one, or others than root can change what is in it."""
+    info = os.lstat(state)
+    if not stat.S_ISDIR(info.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "it is not a directory", state)
+    if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "others than root can change what is in it", state)
 
 
 class Heartbeat:
@@ -158,7 +178,7 @@ class Heartbeat:
             try:
                 record.write(self._where.state)
             except OSError as e:
-                journal.record(result="warning", reason="heartbeat not remembered", detail=e.strerror or "")
+                journal.record(result="warning", reason="heartbeat not remembered", detail=_told(e))
         self._report()
         if wanted:
             self._answer(wanted)
@@ -206,6 +226,11 @@ class Heartbeat:
         from identree.agent import rotation
 
         rotation.automatic(self._config, wanted)
+
+
+def _told(error: OSError) -> str:
+    # when a replacement fails, the second name is the one that people know
+    return f"{error.filename2 or error.filename or 'file'}: {error.strerror}"
 
 
 def run(arguments: list[str]) -> int:

@@ -95,15 +95,40 @@ class Store:
         self._versions = os.path.join(directory, VERSIONS)
 
     def read(self, name: str) -> bytes | None:
-        """What stands behind one of the three names; None when nothing does."""
+        """
+        What stands behind one of the three names; None when nothing does.
+
+        :raise OSError: it cannot be read. :raise RenewalError: it is nothing that could go on in root's name.
+        """
+        path = os.path.join(self._directory, name)
+        if os.path.islink(path):
+            path = os.path.join(self._directory, self._target(name))
         try:
-            with open(os.path.join(self._directory, name), "rb") as file:
-                return file.read(certificates.MAX_FILE_BYTES)
+            with certificates.open_regular(path, follow=False) as file:
+                info = os.fstat(file.fileno())
+                if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
+                    raise RenewalError(
+                        f"{path} could have been written by others than root; look at it, then run: chown root {path}; "
+                        f"chmod go-w {path}"
+                    )
+                data = file.read(certificates.MAX_FILE_BYTES + 1)
         except FileNotFoundError:
             return None
+        except OSError as e:
+            if e.errno == errno.ELOOP:
+                raise RenewalError(f"{path} is a symbolic link, which is not from here; remove it") from None
+            raise
+        if len(data) > certificates.MAX_FILE_BYTES:
+            raise RenewalError(f"{path} is larger than {certificates.MAX_FILE_BYTES} bytes; move it away")
+        return data
 
     def check(self) -> None:
-        """:raise RenewalError: one of the names is a link of somebody else's."""
+        """
+        Whether what the server will send could be kept. It is not asked before, as a lost certificate helps nobody.
+
+        :raise OSError: a file cannot be read.
+        :raise RenewalError: one of the names is a link of somebody else's, or others could change what is kept.
+        """
         for name in (CERT, KEY, CA):
             path = os.path.join(self._directory, name)
             if os.path.islink(path) and os.readlink(path) != self._target(name):
@@ -111,6 +136,22 @@ class Store:
                     f"{path} is a symbolic link to {os.readlink(path)}, which is not from here; renew that certificate "
                     "where it comes from, or remove the link"
                 )
+        self._check_versions()
+        for name in (CERT, KEY, CA):
+            self.read(name)
+
+    def _check_versions(self) -> None:
+        if not os.path.lexists(self._versions):
+            return
+        _check_directory(self._versions)
+        current = os.path.join(self._versions, CURRENT)
+        if not os.path.lexists(current):
+            return
+        target = os.readlink(current) if os.path.islink(current) else ""
+        if target in ("", ".", "..", CURRENT) or "/" in target:
+            raise RenewalError(f"{current} is not a link to a renewal; remove it, and run: identree renew-cert --force")
+        if os.path.lexists(os.path.join(self._versions, target)):
+            _check_directory(os.path.join(self._versions, target))
 
     def install(self, version: str, contents: dict[str, bytes]) -> None:
         """
@@ -182,14 +223,28 @@ class Store:
                 if os.path.islink(path):
                     os.unlink(path)
                 elif directory == self._versions:
-                    shutil.rmtree(path)
+                    if os.path.isdir(path):
+                        shutil.rmtree(path)
+                    else:
+                        os.unlink(path)
 
     def _prune(self, version: str) -> None:
         others = [name for name in os.listdir(self._versions) if name not in (version, CURRENT)]
         paths = [os.path.join(self._versions, name) for name in others]
+        # what is no renewal takes the place of none
+        paths = [path for path in paths if os.path.isdir(path) and not os.path.islink(path)]
         paths.sort(key=lambda path: os.lstat(path).st_mtime, reverse=True)
         for path in paths[KEPT_VERSIONS - 1 :]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_directory(path: str) -> None:
+    """:raise RenewalError: it is no directory, is a link to one, or others than root can change what is in it."""
+    info = os.lstat(path)
+    if not stat.S_ISDIR(info.st_mode):
+        raise RenewalError(f"{path} is not a directory of certificates; remove it")
+    if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
+        raise RenewalError(f"{path} can be changed by others; run: chown root {path}; chmod go-w {path}")
 
 
 def forget(directory: str) -> None:
@@ -198,7 +253,9 @@ def forget(directory: str) -> None:
     for ``identree setup --remove``, after it has removed the names.
     """
     if not any(os.path.islink(os.path.join(directory, name)) for name in (CERT, KEY, CA)):
-        shutil.rmtree(os.path.join(directory, VERSIONS), ignore_errors=True)
+        versions = os.path.join(directory, VERSIONS)
+        if os.path.isdir(versions):  # a pipe would be waited for
+            shutil.rmtree(versions, ignore_errors=True)
 
 
 # Whether
@@ -419,7 +476,10 @@ class Renewal:
         try:
             for path, name in zip(copies, (CERT, KEY, CA)):
                 if read(path) is not None and name in contents:
-                    write(path, contents[name], Look.of(path))
+                    look = Look.of(path)
+                    if name == KEY:
+                        look.mode &= 0o640  # whatever stood there, a key is not for everybody
+                    write(path, contents[name], look)
             text = read(conf) or b""
         except (OSError, SetupError) as e:
             self._warn(f"sssd goes on with the old certificate: {reason(e)}; run identree setup --sssd --force")
@@ -453,7 +513,9 @@ class _Lock:
         info = os.fstat(self._fd)
         if info.st_uid not in (0, os.geteuid()) or stat.S_IMODE(info.st_mode) & 0o022:
             os.close(self._fd)
-            raise RenewalError(f"{self._path} can be changed by others; run: chown root {self._path}; chmod 755 it")
+            raise RenewalError(
+                f"{self._path} can be changed by others; run: chown root {self._path}; chmod 755 {self._path}"
+            )
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:

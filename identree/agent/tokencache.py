@@ -201,7 +201,7 @@ def store(config: Config, user: str, hostname: str, id_token: str) -> bool:
             os.close(directory)
         return True
     except (OSError, _Miss, jwt.BadToken) as e:
-        detail = f"{e.filename or config.token_cache_dir}: {e.strerror}" if isinstance(e, OSError) else str(e)
+        detail = _told(config, hostname, user, e)
         journal.record(serious=True, user=user, result="warning", reason="token not kept", detail=detail)
         return False
 
@@ -223,15 +223,33 @@ def forget(config: Config, user: str, hostname: str) -> None:
     except FileNotFoundError:
         pass
     except (OSError, _Miss) as e:
-        journal.record(serious=True, user=user, result="warning", reason="token not removed", detail=str(e))
+        journal.record(
+            serious=True,
+            user=user,
+            result="warning",
+            reason="token not removed",
+            detail=_told(config, hostname, user, e),
+        )
 
 
 def count(config: Config, hostname: str) -> int:
-    """How many tokens are kept for this host, good or not. :raise OSError: that cannot be seen."""
+    """
+    How many tokens are kept for this host, good or not; none where none would be believed.
+
+    :raise OSError: that cannot be seen, or is behind a link.
+    """
     try:
-        names = os.listdir(os.path.join(config.token_cache_dir, hostname))
-    except FileNotFoundError:
+        base = _directory(config.token_cache_dir, None)
+        try:
+            directory = _directory(hostname, base)
+        finally:
+            os.close(base)
+    except (FileNotFoundError, _Miss):
         return 0
+    try:
+        names = os.listdir(directory)
+    finally:
+        os.close(directory)
     return sum(1 for name in names if valid_user(name))
 
 
@@ -246,6 +264,12 @@ def _doubt(user: str, error: Exception) -> None:
     journal.record(user=user, result="token not used", reason=detail)
 
 
+def _told(config: Config, hostname: str, user: str, error: Exception) -> str:
+    # what was opened below a descriptor has half a name in its error
+    path = os.path.join(config.token_cache_dir, hostname, user)
+    return f"{path}: {error.strerror if isinstance(error, OSError) else error}"
+
+
 # Files
 
 
@@ -256,7 +280,7 @@ def _directory(path: str, above: int | None) -> int:
     :raise OSError: it is not there, or is a link. :raise _Miss: it is somebody's.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(path, flags, dir_fd=above)
+    fd = os.open(path.rstrip("/") or "/", flags, dir_fd=above)  # with a slash at its end a link would be followed
     info = os.fstat(fd)
     if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
         os.close(fd)
@@ -415,7 +439,8 @@ def _string(value: dict[str, object], name: str) -> str:
 
 def _seconds(value: dict[str, object], name: str) -> float:
     found = value.get(name)
-    if isinstance(found, bool) or not isinstance(found, (int, float)):
+    # JSON of Python's has infinities, and numbers that are none or fit into none
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 <= found < 253402300800:
         raise ValueError(name)
     return float(found)
 
@@ -493,7 +518,8 @@ class Provider:
             if len(data) <= MAX_KEYS_FILE_BYTES:
                 _write(self._base, KEYS_FILE, data, locked=False)
         except OSError as e:
-            journal.record(result="warning", reason="the provider's keys are not kept", detail=e.strerror or "")
+            path = os.path.join(self._config.token_cache_dir, KEYS_FILE)
+            journal.record(result="warning", reason="the provider's keys are not kept", detail=f"{path}: {e.strerror}")
 
     def _ask(self, kept: Keys | None, now: float) -> Keys:
         document = _object(self._get(self.issuer.rstrip("/") + "/.well-known/openid-configuration", ""))
