@@ -9,8 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Build artefacts: the agent, the screenshots of the tests, the numbers of the benchmarks.
 BUILD := build
-# Tests wait for daemons much of their time: one more worker than there are processors.
-WORKERS := $(shell echo $$(($$(nproc) + 1)))
+WORKERS := $(shell nproc)
 # Pythons that the agent is tested on and the machine does not have.
 PYTHONS := $(CURDIR)/$(VENV)/pythons
 
@@ -60,7 +59,7 @@ lint: $(VENV)/.dev ## ruff, mypy, import contracts
 	$(BIN)/lint-imports
 
 test: system-packages $(VENV)/.dev pythons catalogues agent lint ## lint and every test, on real parts
-	PATH="$(PYTHONS)/bin:$$PATH" $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadgroup
+	PATH="$(PYTHONS)/bin:$$PATH" $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/.dev catalogues agent ## the numbers, measured on this machine
 	tools/ensure-packages --bench

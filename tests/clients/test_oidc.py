@@ -119,7 +119,7 @@ class FlowTests(Base):
         self.assertIn("/authorize?tenant=1&response_type=code&", self.successResultOf(self.url()))
 
     def test_identity(self) -> None:
-        """A good token gives name, groups, picture and time of sign-in."""
+        """A good token gives name, groups, picture and time of sign-in, and itself."""
         at = int(NOW.timestamp()) - 60
         self.provider.token = token(claims(picture="https://x/y.png", auth_time=at))
         self.assertEqual(
@@ -129,6 +129,7 @@ class FlowTests(Base):
                 groups=("users",),
                 picture="https://x/y.png",
                 authenticated_at=NOW - timedelta(seconds=60),
+                id_token=self.provider.token,
             ),
         )
 
