@@ -24,6 +24,7 @@ usage: identree COMMAND
   escrow show HOST       show a password of the local back end, also while no server runs (--reason TEXT)
   directory check        ask the running directory what sssd asks; show what came and how long it took
   directory show NAME    explain a person or a group: ids, groups, keys, every sudo rule and why
+  policy ...             approval policies: check, test, replay, export, import, history; identree policy --help
   add-host HOST          register a host; prints its secret (--users alice,bob, --group LABEL)
   change-host HOST       change who may ask on a host, or its group
   remove-host HOST       refuse a host from now on
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "demo": _demo,
         "directory": _directory,
         "certificates": _certificates,
+        "policy": _policy,
         **{name: partial(_registry, name) for name in REGISTRY_COMMANDS},
     }
     if command in ("--version", "-v", "version"):
@@ -146,6 +148,12 @@ def _certificates(arguments: list[str]) -> int:
     from identree.directorycli import certificates
 
     return certificates(arguments)
+
+
+def _policy(arguments: list[str]) -> int:
+    from identree.policycli import main as policy
+
+    return policy(arguments)
 
 
 def _registry(command: str, arguments: list[str]) -> int:

@@ -29,6 +29,7 @@ from identree.app.authority import Authority, CAFiles, InThread, trusted
 from identree.app.binds import Binds
 from identree.app.bridge import Bridge
 from identree.app.demotions import Demotions
+from identree.app.departures import Departures
 from identree.app.directory import Directory, Mode
 from identree.app.directoryadmin import DirectoryAdmin
 from identree.app.health import Check
@@ -40,6 +41,7 @@ from identree.app.posixids import GID, UID, PosixIds
 from identree.app.provision import Certificates, Provisioning, Terms, bind_secret
 from identree.app.publication import Publication
 from identree.app.refresh import Refresh
+from identree.app.roster import Roster
 from identree.app.slices import sliced
 from identree.app.sudorules import SudoRules
 from identree.app.trail import Trail
@@ -238,6 +240,7 @@ class DirectoryParts:
     :ivar filler: keeps ``directory`` up to date; to be started.
     :ivar pocketid: None in bridge mode.
     :ivar notify: what PocketID's webhook calls.
+    :ivar roster: who is who, for policies.
     """
 
     directory: Directory
@@ -247,14 +250,10 @@ class DirectoryParts:
     notify: Callable[[], None]
     desk: DirectoryDesk
     demotions: Demotions
+    departures: Departures
     settler: MemorySettler
     checks: tuple[Check, ...]
-
-    def disabled(self, username: str) -> bool:
-        """Whether the source says that this person's account is disabled."""
-        served = self.directory.served
-        users = served.source.users if served is not None else ()
-        return any(user.disabled for user in users if user.username == username)
+    roster: Roster
 
     def key_holders(self) -> list[KeyHolder]:
         """Whoever has SSH keys, by name."""
@@ -338,6 +337,8 @@ def build_directory(around: Surroundings, trust: Trust) -> DirectoryParts:
         journal=around.journal,
     )
     directory.subscribe(demotions.heard)
+    departures = Departures(directory=directory, store=around.store, now=around.now, journal=around.journal)
+    directory.subscribe(departures.heard)
     settler = MemorySettler(clock)
     directory.subscribe(settler.heard)
     listeners = _listeners(around, trust, directory, filler)
@@ -363,8 +364,10 @@ def build_directory(around: Surroundings, trust: Trust) -> DirectoryParts:
         notify=notify,
         desk=desk,
         demotions=demotions,
+        departures=departures,
         settler=settler,
         checks=_checks(directory, listeners, pocketid),
+        roster=Roster(directory, lambda: settings.admin_groups),
     )
 
 

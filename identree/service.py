@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -40,10 +41,12 @@ from identree.app.hosts import Hosts
 from identree.app.idtokens import IdTokens
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
+from identree.app.onetap import OneTapLinks
 from identree.app.people import SESSION_LIFE, People
+from identree.app.policies import PolicyBook
 from identree.app.registry import Enrolments, LiveRegistry, RegistryFile
 from identree.app.rules import ClientDefaults, Rules
-from identree.app.statefiles import BadStateFile, StateFile
+from identree.app.statefiles import BadStateFile
 from identree.app.trail import Trail
 from identree.app.waiters import Waiters
 from identree.auditparts import (
@@ -65,7 +68,7 @@ from identree.clients.vault import RENEW_LOOK_SECONDS
 from identree.core import tokens
 from identree.core.errors import SchemaTooNew, StorageUnavailable
 from identree.core.limits import FailureThrottle, SlidingWindow
-from identree.core.policy import Policies
+from identree.core.verdict import Approver
 from identree.demo.pocketid import DemoPocketID, fill
 from identree.demo.provider import USERS, DemoProvider
 from identree.demo.run import DemoOptions, demo_settings, refuse_non_loopback, write_host_config
@@ -83,6 +86,7 @@ from identree.directoryparts import (
 from identree.hostparts import KEEP_SECONDS, build_deploys, build_downloads, build_hosts
 from identree.ldap.tls import ServerTLS, peer_name
 from identree.listening import listener, remedy, web_tls
+from identree.noticeparts import FOLLOWER, build_notices, resolver
 from identree.serverlog import keep_standard_streams, observer
 from identree.settings.load import SettingsError, load, no_files
 from identree.settings.values import Settings
@@ -92,7 +96,9 @@ from identree.storage.operations import Retention
 from identree.storage.store import SqlStore
 from identree.web.directory import ADMIN_PAGES
 from identree.web.fleet import HOSTS_PAGE
+from identree.web.notifications import NOTIFICATIONS_PAGE
 from identree.web.operations import waiting_for_threads
+from identree.web.policies import POLICIES_PAGE
 from identree.web.reading import Credentials
 from identree.web.render import Renderer
 from identree.web.root import build_site
@@ -106,7 +112,6 @@ LAG_SECONDS = 0.25
 SYNC_SECONDS = 1.0
 # How often it is told how many records were left out of a burst of failures.
 TRAIL_SECONDS = 60.0
-POLICY_BYTES = 4 << 20
 # A sweep takes at most this many bounded batches, then lets others work.
 SWEEP_BATCHES = 20
 THREADS = 10
@@ -420,13 +425,6 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
     keys = tokens.Keys.from_secrets(
         shared=settings.shared_secret, session=settings.session_secret, hmac=settings.hmac_secret
     )
-    policies = StateFile(
-        settings.approval_policies_file,
-        POLICY_BYTES,
-        lambda raw: Policies.empty() if raw is None else Policies.parse(raw),
-        in_thread,
-    )
-    journal.info("POLICY engine loaded", policies=len(policies()))
     rules = rules_of(settings)
 
     audit_log, log_state = open_log(settings, metrics), LogState(journal, metrics)
@@ -438,7 +436,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         version=__version__,
         instance=_instance(settings),
         log=audit_log,
-        sinks=network_sinks(settings),
+        sinks=(*network_sinks(settings), FOLLOWER),
         recent_events=recent_events(settings),
         max_open_conns=settings.database_max_open_conns,
         readers=settings.read_connections,
@@ -446,6 +444,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
             browser_sessions=settings.session_max_age + SESSION_LIFE,
             events=settings.audit_retention,
             most_events=settings.audit_retention_rows,
+            deliveries=settings.notify_retention,
         ),
         genuine=partial(tokens.grace_valid, keys.grace),
         on_log_failure=log_state.failed,
@@ -455,6 +454,19 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         wall=lambda: now().timestamp(),
         observe=metrics.database_answered,
     )
+
+    policies = PolicyBook(
+        store=store,
+        source=settings.policy_source,
+        path=settings.approval_policies_file,
+        now=now,
+        in_thread=in_thread,
+        journal=journal,
+        group=lambda hostname: hosts.group(hostname),
+        roster=lambda groups: directory.roster.approvers(groups) if directory is not None else (),
+        trouble=lambda bad: metrics.policies_bad.set(int(bad)),
+    )
+    store.subscribe(policies.heard)
 
     log_keeper = LogKeeper(audit_log, log_state, store.log_thread, in_thread) if audit_log else None
     sinks = Sinks(
@@ -500,6 +512,20 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         trail=trail,
     )
     id_tokens = IdTokens(keys.id_tokens, secrets.token_bytes)
+
+    def disabled(username: str) -> bool:
+        return directory is not None and directory.roster.disabled(username)
+
+    def roster() -> list[Approver]:
+        return directory.roster.approvers(policies().approver_groups) if directory is not None else []
+
+    def directory_groups(username: str) -> frozenset[str] | None:
+        return directory.roster.groups_of(username) if directory is not None else None
+
+    # what goes with a challenge says whether anybody is told of it
+    def present_rules() -> Rules:
+        return replace(rules, notification_routes=bool(notices.desk.configuration.routes))
+
     waiters = Waiters(reactor, rules.max_waiters)
     store.subscribe(waiters.heard)
     challenges = Challenges(
@@ -507,7 +533,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         hosts=hosts,
         waiters=waiters,
         keys=keys,
-        rules=lambda: rules,
+        rules=present_rules,
         policies=policies,
         now=now,
         token=secrets.token_hex,
@@ -515,6 +541,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         journal=journal,
         metrics=metrics,
         id_tokens=id_tokens,
+        disabled=disabled,
     )
     decisions = Decisions(
         store=store,
@@ -526,6 +553,8 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         journal=journal,
         metrics=metrics,
         trail=trail,
+        disabled=disabled,
+        roster=roster,
     )
     provider = OIDCProvider(
         http=build_http_client(reactor, settings.oidc_insecure_skip_verify),
@@ -539,6 +568,22 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         leeway=settings.oidc_clock_leeway,
         observe_exchange=metrics.exchange.observe,
         monotonic=monotonic,
+    )
+    notices = build_notices(
+        settings=settings,
+        reactor=reactor,
+        store=store,
+        metrics=metrics,
+        journal=journal,
+        keys=keys,
+        policies=policies,
+        group=hosts.group,
+        roster=lambda groups: directory.roster.approvers(groups) if directory is not None else (),
+        now=now,
+        monotonic=monotonic,
+        in_thread=in_thread,
+        resolve=resolver(reactor),
+        owner=secrets.token_hex(8),
     )
     people = People(
         store=store,
@@ -556,6 +601,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         metrics=metrics,
         trail=trail,
         id_tokens=id_tokens,
+        directory_groups=directory_groups,
     )
     around = Surroundings(
         settings=settings,
@@ -621,7 +667,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         registry=registry,
         keys=keys,
         rules=lambda: rules,
-        disabled=directory.disabled if directory else lambda username: False,
+        disabled=disabled,
         policies=policies,
     )
     downloads = build_downloads(around)
@@ -632,7 +678,12 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         registry=registry,
         key_holders=directory.key_holders if directory else list,
     )
-    admin_pages = (HOSTS_PAGE, *(ADMIN_PAGES if settings.ldap_enabled else ()))
+    admin_pages = (
+        HOSTS_PAGE,
+        POLICIES_PAGE,
+        NOTIFICATIONS_PAGE,
+        *(ADMIN_PAGES if settings.ldap_enabled else ()),
+    )
     renderer = Renderer(rules=lambda: rules, now=now, admin_pages=admin_pages)
     metrics.audit_buffer_limit.set(settings.audit_buffer_size)
     health = Health(checks, reactor, monotonic, metrics.health_checked)
@@ -680,6 +731,13 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         deploys=deploys,
         fleet=fleet.desk,
         directory=directory.desk if directory else None,
+        one_taps=OneTapLinks(
+            store=store, decisions=decisions, keys=keys, now=now, max_age=lambda: settings.one_tap_max_age
+        ),
+        policies=policies,
+        notices=notices.desk,
+        channels=lambda: tuple(channel.name for channel in notices.desk.configuration.channels),
+        host_groups=lambda: tuple(sorted({entry.group for entry in registry.stored.entries if entry.group})) or None,
         refresh_wanted=directory.notify if directory else lambda: None,
         measure=(measure, sinks.measure),
         in_thread=in_thread,
@@ -700,6 +758,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         while front.busy() and monotonic() < until:
             await deferLater(reactor, 0.05, lambda: None)
         await fleet.break_glass.stop()
+        await maybeDeferred(notices.close)
         await trail.summarise(timedelta(0))
 
     def exit_with_failure(problem: str) -> None:
@@ -708,6 +767,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         reactor.callLater(0, reactor.stop)
 
     async def prepare() -> None:
+        await policies.load()
         await registry.load()
         await trust.check()
         await health.prime()
@@ -728,7 +788,9 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         directory.settler.setServiceParent(root)
         directory.filler.setServiceParent(root)
         Keeper("former administrators", DEMOTE_AGAIN_SECONDS, directory.demotions.again, reactor).setServiceParent(root)
+        Keeper("people who left", DEMOTE_AGAIN_SECONDS, directory.departures.look, reactor).setServiceParent(root)
     sinks.setServiceParent(root)
+    notices.services.setServiceParent(root)
     registry.setServiceParent(root)
     deploys.deploys.setServiceParent(root)
     if settings.oidc_issuer_url:
@@ -746,6 +808,8 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
 
     async def follow_files() -> None:
         await policies.refresh()
+        await notices.desk.refresh()
+        await notices.measure()
 
     Keeper("state files", STATE_FILE_SECONDS, follow_files, reactor).setServiceParent(root)
     _keep_trust(trust, https, reactor, root)
@@ -918,7 +982,6 @@ def _instance(settings: Settings) -> str:
 def _say_what_is_missing(settings: Settings, log: Logger) -> None:
     """A setting of a feature that this version does not have must not be believed to work."""
     absent = {
-        "notifications": os.path.exists(settings.notification_config_file),
         "the history export": settings.api_keys,
     }
     for feature, wanted in absent.items():

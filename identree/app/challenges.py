@@ -5,7 +5,7 @@ What a host can ask for: a challenge, its state, its end, and the state of the g
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from twisted.internet.defer import Deferred
@@ -21,7 +21,9 @@ from identree.core import challenge as moves
 from identree.core import durations, tokens
 from identree.core.challenge import Challenge, HostContext, Status, Step
 from identree.core.errors import AlreadyResolved, Gone, JustificationRequired, TooManyPending
+from identree.core.explanation import Clause, Explanation
 from identree.core.policy import Policies
+from identree.core.verdict import grace_suffices
 from identree.storage.interface import Caps, OwnerState, Store
 
 # A taken user code is one in 1.4e14; a handful of candidates makes a collision impossible in practice.
@@ -94,6 +96,7 @@ class Challenges:
     :param token: returns n random bytes as hex (``secrets.token_hex``).
     :param below: a uniform random integer below n, from a CSPRNG (``secrets.randbelow``).
     :param id_tokens: opens what approvals keep for hosts; None: nothing is handed on.
+    :param disabled: whether the directory says that a person's account is disabled: no grace session counts then.
     """
 
     def __init__(
@@ -111,7 +114,9 @@ class Challenges:
         journal: Journal,
         metrics: Metrics,
         id_tokens: IdTokens | None = None,
+        disabled: Callable[[str], bool] = lambda username: False,
     ) -> None:
+        self._disabled = disabled
         self._store = store
         self._hosts = hosts
         self._waiters = waiters
@@ -136,9 +141,11 @@ class Challenges:
         if rules.require_justification and not draft.reason:
             raise JustificationRequired(rules.justification_choices)
         now = self._now().replace(microsecond=0)
-        requirement = self._policies().requirement(draft.username, hostname, self._hosts.group(hostname), now)
+        requirement = self._policies().requirement(
+            draft.username, hostname, self._hosts.group(hostname), now, draft.context.command
+        )
         id = self._token(16)
-        grace_usable = requirement.auto_approve_grace and requirement.window_ok and rules.grace_period > timedelta(0)
+        grace_usable = rules.grace_period > timedelta(0) and not self._disabled(draft.username)
 
         def opening(code: str, owner: OwnerState) -> Step:
             rotations = [at for at in (rules.rotate_before, owner.host_rotated_at) if at is not None]
@@ -158,10 +165,21 @@ class Challenges:
                 bypass_allowed=requirement.break_glass_bypass,
                 context=draft.context,
                 remote_addr=address,
+                forbid_self_approval=requirement.forbid_self_approval,
+                approver_groups=requirement.approver_groups,
+                max_grace=requirement.max_grace,
+                # that no policy applies needs no words
+                explanation=requirement.explanation if requirement.policy_name else Explanation(),
             )
             grace = owner.grace
-            if grace_usable and grace and grace.expires_at > now and tokens.grace_valid(self._keys.grace, grace):
-                return moves.auto_approved(challenge, now)
+            if (
+                grace_usable
+                and grace is not None
+                and grace.expires_at > now
+                and tokens.grace_valid(self._keys.grace, grace)
+                and grace_suffices(requirement, tokens.grace_strength(self._keys.grace, grace))
+            ):
+                return moves.auto_approved(_explained(challenge, "grace_session"), now)
             return moves.opened(challenge)
 
         caps = Caps(per_user=rules.max_pending_per_user, total=rules.max_pending)
@@ -327,6 +345,11 @@ class Challenges:
             rest, index = divmod(rest, len(CODE_LETTERS))
             letters += CODE_LETTERS[index]
         return f"{letters}-{digits:06d}"
+
+
+def _explained(challenge: Challenge, code: str) -> Challenge:
+    explanation = challenge.explanation
+    return replace(challenge, explanation=replace(explanation, because=(*explanation.because, Clause(code))))
 
 
 def client_config(rules: Rules) -> dict[str, object]:

@@ -18,25 +18,33 @@ from identree.app.ports import Now
 from identree.app.rules import Rules
 from identree.app.trail import Trail
 from identree.core import challenge as moves
-from identree.core import durations, events, tokens
+from identree.core import durations, events, tokens, verdict
 from identree.core.challenge import UNKNOWN_HOST, Challenge, GraceSession, HistoryEntry, Live, Status, Step
 from identree.core.errors import (
+    AccountDisabled,
     AdminRequired,
     AlreadyResolved,
     DuplicateApproval,
     FreshLoginRequired,
     JustificationRequired,
+    NotAnApprover,
     NotFound,
+    OneTapUsed,
     OutsideWindow,
+    OverrideNotAllowed,
     Refused,
+    SelfApprovalForbidden,
     Superseded,
 )
-from identree.core.policy import Policies
-from identree.storage.interface import GraceChange, Store
+from identree.core.policy import Policies, Requirement
+from identree.core.verdict import Approver
+from identree.storage.interface import Change, GraceChange, Store
 
 # What one press of approve-all or reject-all acts on at most; a user may have ten pending.
 BULK_LIMIT = 100
 LONGEST_EXTENSION = timedelta(days=7)
+# Names of those who may approve that a page shows.
+MOST_NAMES = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +63,26 @@ class Outcome:
         return self.challenge.status is not Status.PENDING
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhoMay:
+    """
+    Who else may approve a request.
+
+    :ivar names: some of them, by name. :ivar more: how many others.
+    :ivar known: False: there is no directory that would say; then the names are none.
+    """
+
+    names: tuple[str, ...] = ()
+    more: int = 0
+    known: bool = False
+
+
 class Decisions:
-    """:param trail: gets the audit records of approvals that a rule refused; None: there are none."""
+    """
+    :param trail: gets the audit records of approvals that a rule refused; None: there are none.
+    :param disabled: whether the directory says that a person's account is disabled.
+    :param roster: administrators and members of the groups that policies name, as far as a directory knows them.
+    """
 
     def __init__(
         self,
@@ -70,7 +96,11 @@ class Decisions:
         journal: Journal,
         metrics: Metrics,
         trail: Trail | None = None,
+        disabled: Callable[[str], bool] = lambda username: False,
+        roster: Callable[[], Sequence[Approver]] = list,
     ) -> None:
+        self._disabled = disabled
+        self._roster = roster
         self._store = store
         self._hosts = hosts
         self._keys = keys
@@ -89,7 +119,7 @@ class Decisions:
         :raise NotFound: unknown, decided, expired, or another person's: all the same.
         """
         challenge = await self._store.challenge_by_code(user_code)
-        if challenge is None or not challenge.live(self._now()) or not _visible(challenge, caller):
+        if challenge is None or not challenge.live(self._now()) or not verdict.may_see(challenge, caller.approver):
             raise NotFound
         return challenge
 
@@ -101,7 +131,7 @@ class Decisions:
         :raise NotFound: unknown, deleted, or another person's.
         """
         challenge = await self._store.challenge(id)
-        if challenge is None or not _visible(challenge, caller):
+        if challenge is None or not verdict.may_see(challenge, caller.approver):
             raise NotFound
         return challenge
 
@@ -111,8 +141,57 @@ class Decisions:
         return challenge is not None and challenge.live(self._now())
 
     async def pending(self, caller: Caller) -> list[Challenge]:
-        """The caller's; an admin's list is everybody's. Soonest expiry first."""
-        return await self._store.pending_challenges(None if caller.is_admin else caller.username, self._now())
+        """
+        The caller's, and those that the caller may approve as a member of a group; an admin's list is everybody's.
+        Soonest expiry first.
+        """
+        if caller.is_admin or not self.follows_all(caller):
+            return await self._store.pending_challenges(None if caller.is_admin else caller.username, self._now())
+        approver = caller.approver
+        everybody = await self._store.pending_challenges(None, self._now())
+        return [challenge for challenge in everybody if verdict.may_see(challenge, approver)]
+
+    def follows_all(self, caller: Caller) -> bool:
+        """Whether requests of others may concern the caller."""
+        return caller.is_admin or not caller.groups.isdisjoint(self._policies().approver_groups)
+
+    def requirement_now(self, challenge: Challenge) -> Requirement:
+        """What the policies say now about the same user, host and command."""
+        group = self._hosts.group(challenge.hostname)
+        return self._policies().requirement(
+            challenge.username, challenge.hostname, group, self._now(), challenge.context.command
+        )
+
+    async def known(self, caller: Caller) -> Caller:
+        """The caller, with the time of the last sign-in where the browser session does not know its own."""
+        if caller.authenticated_at is not None:
+            return caller
+        return replace(caller, authenticated_at=await self._store.last_login(caller.username))
+
+    def obstacle(self, caller: Caller, challenge: Challenge) -> Refused | None:
+        """Why the caller's approval would not count now; None: it would. For pages; asked again when it is given."""
+        try:
+            verdict.may_approve(
+                challenge,
+                caller.approver,
+                self.requirement_now(challenge),
+                self._now(),
+                owner_disabled=self._disabled(challenge.username),
+            )
+        except Refused as refusal:
+            return refusal
+        return None
+
+    def who_may(self, caller: Caller, challenge: Challenge) -> WhoMay:
+        """Who beside the caller may approve it."""
+        people = self._roster()
+        if not people:
+            return WhoMay()
+        owner = Approver(username=challenge.username, is_admin=False)
+        if all(person.username != owner.username for person in people):
+            people = [*people, owner]
+        others = [name for name in verdict.approvers_of(challenge, people) if name != caller.username]
+        return WhoMay(names=tuple(others[:MOST_NAMES]), more=max(0, len(others) - MOST_NAMES), known=True)
 
     async def grace_sessions(self, caller: Caller) -> list[GraceSession]:
         """The caller's own, verified; an admin's list is everybody's."""
@@ -132,19 +211,24 @@ class Decisions:
         return rules.require_justification, rules.justification_choices
 
     # -- deciding -----------------------------------------------------------------------------------------------------
-    async def approve(self, caller: Caller, id: str, *, reason: str = "", address: str = "") -> Outcome:
+    async def approve(
+        self, caller: Caller, id: str, *, reason: str = "", address: str = "", one_tap: bool = False
+    ) -> Outcome:
         """
+        :param one_tap: it comes by the challenge's one-tap link.
         :raise NotFound: unknown, not pending, or not the caller's to see.
-        :raise AdminRequired, OutsideWindow, FreshLoginRequired: a policy says no.
+        :raise AdminRequired, SelfApprovalForbidden, NotAnApprover, OutsideWindow, FreshLoginRequired: a policy says no.
+        :raise AccountDisabled: the requester's is.
+        :raise OneTapUsed: the link has approved already.
         :raise JustificationRequired: neither the request nor the approver gave a reason.
         :raise DuplicateApproval: the caller is already counted.
         :raise Superseded: the owner's sessions were revoked after the challenge was created.
         """
-        outcome = await self._approve(caller, id, reason, address)
+        outcome = await self._approve(caller, id, reason, address, one_tap)
         challenge = outcome.challenge
         if outcome.complete:
             self._journal.info(
-                "BULK_APPROVED",
+                "ONETAP_APPROVED" if one_tap else "BULK_APPROVED",
                 user=challenge.username,
                 approver=caller.username,
                 host=challenge.shown_host,
@@ -172,7 +256,7 @@ class Decisions:
         outcomes = []
         for challenge in await self._store.pending_challenges(caller.username, self._now(), BULK_LIMIT):
             try:
-                outcome = await self._approve(caller, challenge.id, "", address)
+                outcome = await self._approve(caller, challenge.id, "", address, False)
             except Refused:
                 continue
             outcomes.append(outcome)
@@ -187,18 +271,49 @@ class Decisions:
             )
         return outcomes
 
-    async def _approve(self, caller: Caller, id: str, reason: str, address: str) -> Outcome:
+    async def left_to_approve(self, caller: Caller) -> int:
+        """How many of the caller's own requests wait for the caller's approval."""
+        own = await self._store.pending_challenges(caller.username, self._now(), BULK_LIMIT)
+        return sum(not challenge.approved_already(caller.username) for challenge in own)
+
+    async def _approve(self, caller: Caller, id: str, reason: str, address: str, one_tap: bool) -> Outcome:
         now = self._now()
-        last_login = await self._store.last_login(caller.username)
-        seen: list[Challenge] = []
+        approver = await self._approver(caller)
 
         def change(challenge: Challenge, revoked_at: datetime | None) -> Step:
+            _must_see(challenge, approver, now)
+            if one_tap and challenge.one_tap_used:
+                raise OneTapUsed
+            required = self.requirement_now(challenge)
+            disabled = self._disabled(challenge.username)
+            verdict.may_approve(challenge, approver, required, now, owner_disabled=disabled)
+            rules = self._rules()
+            if rules.require_justification and not (reason or challenge.reason):
+                raise JustificationRequired(rules.justification_choices)
+            return moves.approve(
+                challenge,
+                caller.username,
+                now,
+                reason=reason,
+                remote_addr=address,
+                grace=self._grace,
+                superseded=moves.superseded(challenge, revoked_at),
+                one_tap=one_tap,
+                as_admin=caller.is_admin,
+            )
+
+        return await self._decide(caller, id, change, address)
+
+    async def _decide(self, caller: Caller, id: str, change: Change, address: str) -> Outcome:
+        seen: list[Challenge] = []
+
+        def watched(challenge: Challenge, revoked_at: datetime | None) -> Step:
             seen.append(challenge)
-            return self._approval(caller, challenge, revoked_at, last_login, now, reason, address)
+            return change(challenge, revoked_at)
 
         try:
             keeps = self._rules().client.token_cache_enabled is not False
-            step = await self._store.decide(id, change, session=caller.nonce if keeps else "")
+            step = await self._store.decide(id, watched, session=caller.nonce if keeps else "")
         except Refused as refusal:
             if seen:
                 self._tell_refusal(caller, seen[-1], refusal, address)
@@ -206,15 +321,90 @@ class Decisions:
         self._metrics.happened(step)
         return Outcome(challenge=step.challenge, grace_until=step.grace.expires_at if step.grace else None)
 
+    async def _approver(self, caller: Caller) -> Approver:
+        """A browser session of an earlier version does not know when its person signed in."""
+        return (await self.known(caller)).approver
+
+    async def withdraw(self, caller: Caller, id: str, *, address: str = "") -> Challenge:
+        """
+        Take one's own approval back, as long as others are missing.
+
+        :raise NotFound: unknown, decided, not the caller's to see, or the caller is not counted.
+        """
+        now = self._now()
+        approver = await self._approver(caller)
+
+        def change(challenge: Challenge, revoked_at: datetime | None) -> Step:
+            _must_see(challenge, approver, now)
+            return moves.withdraw(challenge, caller.username, now, remote_addr=address)
+
+        step = await self._store.decide(id, change)
+        challenge = step.challenge
+        self._journal.info(
+            "APPROVAL_WITHDRAWN",
+            user=challenge.username,
+            approver=caller.username,
+            host=challenge.shown_host,
+            challenge=short(id),
+            approvals=len(challenge.approvals),
+            required=challenge.required_approvals,
+            remote_addr=address,
+        )
+        return challenge
+
+    async def override(self, caller: Caller, id: str, *, reason: str, address: str = "") -> Outcome:
+        """
+        Approve at once over window, number of approvals and freshness, where the policy lets administrators do that.
+
+        :param reason: must say something; it goes into the audit record.
+        :raise AdminRequired: not an administrator, whatever the id.
+        :raise NotFound: unknown or not pending.
+        :raise OverrideNotAllowed, SelfApprovalForbidden, AccountDisabled: see there.
+        :raise JustificationRequired: no reason.
+        """
+        if not caller.is_admin:
+            raise AdminRequired
+        now = self._now()
+        approver = await self._approver(caller)
+
+        def change(challenge: Challenge, revoked_at: datetime | None) -> Step:
+            _must_see(challenge, approver, now)
+            verdict.may_override(challenge, approver, owner_disabled=self._disabled(challenge.username))
+            if not reason:
+                raise JustificationRequired(self._rules().justification_choices)
+            return moves.override(
+                challenge,
+                caller.username,
+                now,
+                reason=reason,
+                remote_addr=address,
+                grace=self._grace,
+                superseded=moves.superseded(challenge, revoked_at),
+            )
+
+        outcome = await self._decide(caller, id, change, address)
+        challenge = outcome.challenge
+        self._journal.warn(
+            "BREAK_GLASS_OVERRIDE",
+            user=challenge.username,
+            approver=caller.username,
+            host=challenge.shown_host,
+            challenge=short(id),
+            policy=challenge.policy_name,
+            remote_addr=address,
+        )
+        return outcome
+
     async def reject(self, caller: Caller, id: str, *, reason: str = "", address: str = "") -> Outcome:
         """:raise NotFound: unknown, not pending, or not the caller's to see."""
         return await self._reject("REJECTED", caller, id, reason, address)
 
     async def _reject(self, marker: str, caller: Caller, id: str, reason: str, address: str) -> Outcome:
         now = self._now()
+        approver = caller.approver
 
         def change(challenge: Challenge, revoked_at: datetime | None) -> Step:
-            _must_see(challenge, caller, now)
+            _must_see(challenge, approver, now)
             return moves.deny(challenge, caller.username, now, reason=reason, remote_addr=address)
 
         step = await self._store.decide(id, change)
@@ -376,7 +566,7 @@ class Decisions:
     ) -> GraceSession:
         """:param told: events that commit with it."""
         now = self._now().replace(microsecond=0)
-        longest = min(self._rules().grace_period, LONGEST_EXTENSION)
+        longest = min(self._longest_grace(owner, hostname), LONGEST_EXTENSION)
         wanted = longest if seconds is None or seconds <= 0 else min(timedelta(seconds=seconds), longest)
 
         def change(row: GraceSession | None) -> GraceChange:
@@ -387,7 +577,11 @@ class Decisions:
                 or not tokens.grace_valid(self._keys.grace, row)
             ):
                 raise NotFound
-            session = self._signed(replace(row, expires_at=max(row.expires_at, now + wanted)))
+            ends = max(row.expires_at, now + wanted)
+            session = tokens.signed_grace(
+                self._keys.grace,
+                replace(row, expires_at=ends, strength=tokens.grace_strength(self._keys.grace, row)),
+            )
             shown = hostname or UNKNOWN_HOST
             return GraceChange(
                 session=session,
@@ -427,39 +621,11 @@ class Decisions:
         return count, now + self._rules().grace_period
 
     # -- inside -------------------------------------------------------------------------------------------------------
-    def _approval(
-        self,
-        caller: Caller,
-        challenge: Challenge,
-        revoked_at: datetime | None,
-        last_login: datetime | None,
-        now: datetime,
-        reason: str,
-        address: str,
-    ) -> Step:
-        _must_see(challenge, caller, now)
-        if challenge.require_admin and not caller.is_admin:
-            raise AdminRequired
-        rules = self._rules()
-        if challenge.policy_name:
-            group = self._hosts.group(challenge.hostname)
-            requirement = self._policies().requirement(challenge.username, challenge.hostname, group, now)
-            if not requirement.window_ok:
-                raise OutsideWindow(requirement.window)
-            fresh = requirement.require_fresh
-            if fresh is not None and (last_login is None or now - last_login > fresh):
-                raise FreshLoginRequired(durations.render(fresh))
-        if rules.require_justification and not (reason or challenge.reason):
-            raise JustificationRequired(rules.justification_choices)
-        return moves.approve(
-            challenge,
-            caller.username,
-            now,
-            reason=reason,
-            remote_addr=address,
-            grace=self._grace,
-            superseded=moves.superseded(challenge, revoked_at),
-        )
+    def _longest_grace(self, username: str, hostname: str) -> timedelta:
+        """How long a session of this person there may be: what the server and the present policy allow."""
+        period = self._rules().grace_period
+        required = self._policies().requirement(username, hostname, self._hosts.group(hostname), self._now())
+        return period if required.max_grace is None else min(period, required.max_grace)
 
     def _tell_refusal(self, caller: Caller, challenge: Challenge, refusal: Refused, address: str) -> None:
         """Into the log what the contract has a line for, into the audit trail whatever a rule refused."""
@@ -491,31 +657,30 @@ class Decisions:
                 remote_addr=address,
             )
 
-    def _grace(self, username: str, hostname: str, now: datetime) -> GraceSession | None:
+    def _grace(self, challenge: Challenge, now: datetime) -> GraceSession | None:
         period = self._rules().grace_period
+        if challenge.max_grace is not None:
+            period = min(period, challenge.max_grace)
         if period <= timedelta(0):
             return None
-        expires_at = now.replace(microsecond=0) + period
-        return self._signed(GraceSession(username=username, hostname=hostname, expires_at=expires_at))
-
-    def _signed(self, session: GraceSession) -> GraceSession:
-        mac = tokens.grace_mac(
-            self._keys.grace, session.username, session.hostname, int(session.expires_at.timestamp())
+        return tokens.signed_grace(
+            self._keys.grace,
+            GraceSession(
+                username=challenge.username,
+                hostname=challenge.hostname,
+                expires_at=now.replace(microsecond=0) + period,
+                strength=challenge.strength,
+            ),
         )
-        return replace(session, mac=mac)
 
     @staticmethod
     def _owner(caller: Caller, owner: str) -> str:
         return owner if owner and caller.is_admin else caller.username
 
 
-def _visible(challenge: Challenge, caller: Caller) -> bool:
-    return caller.is_admin or caller.username == challenge.username
-
-
 def _refusing_rule(caller: Caller, challenge: Challenge, refusal: Refused) -> str:
     """Which rule refused an approval; empty where none did: it came too late, or its form lacked something."""
-    if not _visible(challenge, caller):
+    if not verdict.may_see(challenge, caller.approver):
         return "neither the own request nor an admin"
     policy = f" (policy {challenge.policy_name})" if challenge.policy_name else ""
     if isinstance(refusal, OutsideWindow):
@@ -524,6 +689,14 @@ def _refusing_rule(caller: Caller, challenge: Challenge, refusal: Refused) -> st
         return f"no sign-in within {refusal.detail}{policy}"
     if isinstance(refusal, AdminRequired):
         return f"not an admin{policy}"
+    if isinstance(refusal, SelfApprovalForbidden):
+        return f"the own request{policy}"
+    if isinstance(refusal, NotAnApprover):
+        return f"in none of the groups {refusal.detail}{policy}"
+    if isinstance(refusal, OverrideNotAllowed):
+        return f"no override{policy}"
+    if isinstance(refusal, AccountDisabled):
+        return "the requester's account is disabled"
     if isinstance(refusal, DuplicateApproval):
         return f"already approved by the same person{policy}"
     if isinstance(refusal, Superseded):
@@ -531,9 +704,9 @@ def _refusing_rule(caller: Caller, challenge: Challenge, refusal: Refused) -> st
     return ""
 
 
-def _must_see(challenge: Challenge, caller: Caller, now: datetime) -> None:
+def _must_see(challenge: Challenge, approver: Approver, now: datetime) -> None:
     """What is not the caller's answers like what does not exist."""
-    if not _visible(challenge, caller):
+    if not verdict.may_see(challenge, approver):
         raise NotFound
     if not challenge.live(now):
         raise AlreadyResolved

@@ -19,11 +19,12 @@ from identree.app.people import Caller
 from identree.app.ports import Now
 from identree.app.rules import Rules
 from identree.core import durations, names, tokens
-from identree.core.challenge import GraceSession, HistoryEntry, Live
-from identree.core.errors import AdminRequired, Forbidden, Invalid, Refused, StorageUnavailable, Unauthorized
+from identree.core.challenge import GraceSession, HistoryEntry, Live, Strength
+from identree.core.errors import AccountDisabled, Forbidden, Invalid, Refused, StorageUnavailable, Unauthorized
 from identree.core.events import BreakglassRotationRequested, GraceElevated, HostRemoved
 from identree.core.hosts import HostRegistry
 from identree.core.policy import Policies
+from identree.core.verdict import may_elevate
 from identree.storage.interface import MOST_ROTATED, Agent, EscrowRecord, GraceChange, Store
 
 HEARTBEAT = "POST /api/agent/heartbeat"
@@ -58,12 +59,6 @@ class UnknownHost(Refused):
 
 class TooManyHosts(Refused):
     """As many hosts have sent heartbeats as may."""
-
-
-class AccountDisabled(Forbidden):
-    """The directory says that the person's account is disabled."""
-
-    key = "account_disabled"
 
 
 class GraceOff(Forbidden):
@@ -422,7 +417,8 @@ class Fleet:
         :param seconds: at least 1, else it is refused; raised to an hour, then cut to the grace period and a day.
         :raise Forbidden: of another person without being an administrator; or not an administrator and no registry says
             who may do what; or the registry does not list the person for the host.
-        :raise AdminRequired: not an administrator, and a policy wants one, or several people, or a recent sign-in.
+        :raise AdminRequired, SelfApprovalForbidden, NotAnApprover, OutsideWindow, FreshLoginRequired: what the caller
+            could not approve, the caller cannot open either.
         :raise GraceOff: sessions are not honoured.
         :raise AccountDisabled: see there.
         """
@@ -438,23 +434,32 @@ class Fleet:
         if self._disabled(target):
             raise AccountDisabled
         now = self._now().replace(microsecond=0)
-        if not caller.is_admin:
-            # where one could not approve one's own challenge, one cannot do without it either
-            needed = self._policies().requirement(target, hostname, registry.group(hostname), now)
-            if needed.require_admin or needed.min_approvals > 1 or needed.require_fresh is not None:
-                raise AdminRequired
+        # where one could not approve a challenge, one cannot do without it either
+        needed = self._policies().requirement(target, hostname, registry.group(hostname), now)
+        approver = caller.approver
+        if approver.authenticated_at is None:
+            approver = replace(approver, authenticated_at=await self._store.last_login(caller.username))
+        may_elevate(needed, approver, target, now)
         period = self._rules().grace_period
+        if needed.max_grace is not None:
+            period = min(period, needed.max_grace)
         if period <= timedelta(0):
             raise GraceOff
         length = min(max(timedelta(seconds=min(seconds, 10**9)), SHORTEST_ELEVATION), LONGEST_ELEVATION, period)
 
         def change(row: GraceSession | None) -> GraceChange:
-            ends = now + length
-            if row is not None and tokens.grace_valid(self._keys.grace, row):
-                ends = max(ends, row.expires_at)
-            mac = tokens.grace_mac(self._keys.grace, target, hostname, int(ends.timestamp()))
+            session = GraceSession(
+                username=target,
+                hostname=hostname,
+                expires_at=now + length,
+                strength=Strength(
+                    policy=needed.policy_name, by_admin=caller.is_admin, by_other=caller.username != target
+                ),
+            )
+            if row is not None and tokens.grace_valid(self._keys.grace, row) and row.expires_at > session.expires_at:
+                session = replace(row, strength=tokens.grace_strength(self._keys.grace, row))
             return GraceChange(
-                session=GraceSession(username=target, hostname=hostname, expires_at=ends, mac=mac),
+                session=tokens.signed_grace(self._keys.grace, session),
                 events=(
                     GraceElevated(
                         at=now, username=target, hostname=hostname, actor=caller.username, remote_addr=address

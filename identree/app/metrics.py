@@ -238,10 +238,14 @@ class Metrics:
             buckets=DELIVERY_BUCKETS,
             registry=registry,
         )
-        for channel in channels or (NO_CHANNEL,):
-            self.notification_delivery.labels(channel)
-            for status in NOTIFICATION_STATUSES:
-                self.notifications.labels(status, channel)
+        self.notifications_waiting = gauge(
+            "identree_notifications_waiting", "Notifications that are not over: queued or being sent.", ("state",)
+        )
+        self.policies_bad = gauge(
+            "identree_policies_unusable", "1 while the newest approval policies cannot be used and older ones are."
+        )
+        self._channels: frozenset[str] = frozenset()
+        self.know_channels(channels or (NO_CHANNEL,))
         self.audit = counter("identree_audit_events_total", "Audit records by sink and fate.", ("sink", "status"))
         for sink in ("_channel", *sinks):
             for status in ("emitted", "dropped", "failed"):
@@ -343,6 +347,18 @@ class Metrics:
         )
         self.build = gauge("identree_build_info", "The running version.", ("version",))
         self.build.labels(version).set(1)
+
+    def know_channels(self, names: Iterable[str]) -> None:
+        """The channels that there are now; their series begin with zero."""
+        self._channels = frozenset(names)
+        for channel in self._channels:
+            self.notification_delivery.labels(channel)
+            for status in NOTIFICATION_STATUSES:
+                self.notifications.labels(status, channel)
+
+    def channel(self, name: str) -> str:
+        """The label of a channel; names that are no channel's share one, so that there are not ever more series."""
+        return name if name in self._channels else "unknown"
 
     def happened(self, step: Step, created_at: datetime | None = None) -> None:
         """Count a committed move."""

@@ -26,6 +26,7 @@ from identree.core.addresses import throttle_key
 from identree.core.challenge import HistoryEntry, Live
 from identree.core.errors import Invalid, LoginFailed, SessionExpired, Throttled
 from identree.core.limits import SlidingWindow
+from identree.core.verdict import Approver
 from identree.storage.interface import BrowserSession, GraceChange, Login, Revocations, Store
 
 LOGIN_LIFE = timedelta(minutes=15)
@@ -34,23 +35,45 @@ SESSION_LIFE = timedelta(minutes=30)
 REVOCATIONS_FRESH_SECONDS = 1.0
 # Nonces whose start is remembered; more only cost a look into the database.
 REMEMBERED_SESSIONS = 10_000
+# Groups of a sign-in that are kept.
+MOST_GROUPS = 1000
+# How far the provider's clock may be behind ours.
+CLOCK_LEEWAY = timedelta(seconds=10)
 # Sign-ins that one browser may have under way in several tabs.
 LOGINS_PER_BROWSER = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """A signed-in person."""
+    """
+    A signed-in person.
+
+    :ivar groups: as the directory has them, or else the sign-in.
+    :ivar authenticated_at: when the identity provider last saw the person itself, for this browser session; None:
+        unknown.
+    """
 
     username: str
     role: str
     nonce: str
     issued_at: datetime
     started_at: datetime
+    groups: frozenset[str] = frozenset()
+    authenticated_at: datetime | None = None
 
     @property
     def is_admin(self) -> bool:
         return self.role == "admin"
+
+    @property
+    def approver(self) -> Approver:
+        """The same person, as policies see it."""
+        return Approver(
+            username=self.username,
+            is_admin=self.is_admin,
+            groups=self.groups,
+            authenticated_at=self.authenticated_at,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +100,7 @@ class People:
     :param form_limit: accepted forms per person.
     :param trail: gets the audit records of refused sign-ins; None: there are none.
     :param id_tokens: seals what people sign in with, for their hosts; None: it is not kept.
+    :param directory_groups: the groups of a person as the directory has them; None: those of the sign-in count.
     """
 
     def __init__(
@@ -97,7 +121,9 @@ class People:
         metrics: Metrics,
         trail: Trail | None = None,
         id_tokens: IdTokens | None = None,
+        directory_groups: Callable[[str], frozenset[str] | None] = lambda username: None,
     ) -> None:
+        self._directory_groups = directory_groups
         self._store = store
         self._provider = provider
         self._keys = keys
@@ -115,11 +141,14 @@ class People:
         self._id_tokens = id_tokens
         self._revocations = Revocations(nonces={}, admins={})
         self._revocations_read: float | None = None
-        self._starts: OrderedDict[str, datetime] = OrderedDict()
+        self._starts: OrderedDict[str, BrowserSession] = OrderedDict()
 
     # -- signing in ---------------------------------------------------------------------------------------------------
-    async def begin_login(self, *, address: str, browser: str = "", return_to: str = "/") -> LoginStart:
+    async def begin_login(
+        self, *, address: str, browser: str = "", return_to: str = "/", fresh: timedelta | None = None
+    ) -> LoginStart:
         """
+        :param fresh: the person has to prove who it is now, or within this time; None: as the provider likes.
         :param browser: the present value of the binding cookie.
         :param return_to: local path that the person wanted; anything else becomes ``/``.
         :raise Throttled: too many from this address.
@@ -133,7 +162,10 @@ class People:
         except Invalid:
             wanted = "/"
         url = await self._provider.authorization_url(
-            state=f"sessions:{nonce}", nonce=nonce, code_challenge=_s256(verifier)
+            state=f"sessions:{nonce}",
+            nonce=nonce,
+            code_challenge=_s256(verifier),
+            max_age=None if fresh is None else int(fresh.total_seconds()),
         )
         await self._store.start_login(
             Login(
@@ -143,6 +175,7 @@ class People:
                 return_to=wanted,
                 issued_at=now,
                 expires_at=now + LOGIN_LIFE,
+                fresh_since=None if fresh is None else now - fresh,
             )
         )
         under_way = [digest for digest in browser.split(".") if len(digest) == 64][-(LOGINS_PER_BROWSER - 1) :]
@@ -189,7 +222,24 @@ class People:
             self._journal.warn("SECURITY OIDC sign-in refused", remote_addr=address, reason=failure.key)
             self._note_failure(failure.key, address)
             raise
+        self._check_fresh(identity, login, address)
         return await self._signed_in(identity, login, address)
+
+    def _check_fresh(self, identity: Identity, login: Login, address: str) -> None:
+        """
+        Whoever was asked to sign in anew has to have done so: a provider that was asked for ``max_age`` must say when
+        (OpenID Connect Core section 2, ``auth_time``).
+
+        :raise LoginFailed: the provider does not say it, or it was too long ago.
+        """
+        if login.fresh_since is None:
+            return
+        seen = identity.authenticated_at
+        if seen is None or seen < login.fresh_since - CLOCK_LEEWAY:
+            why = "no auth_time" if seen is None else "auth_time is too old"
+            self._journal.warn("SECURITY OIDC sign-in is not fresh", remote_addr=address, reason=why)
+            self._note_failure("login_not_fresh", address)
+            raise LoginFailed("login_not_fresh", 403, why)
 
     async def sign_in_for_development(self, username: str, role: str, address: str) -> SignedIn:
         """A session without identity provider; only reachable with ``IDENTREE_DEV_LOGIN``."""
@@ -208,7 +258,13 @@ class People:
         caller = Caller(username=identity.username, role=role, nonce=self._token(16), issued_at=now, started_at=now)
         await self._store.record_login(
             BrowserSession(
-                nonce=caller.nonce, username=caller.username, started_at=now, id_token=self._sealed(identity)
+                nonce=caller.nonce,
+                username=caller.username,
+                started_at=now,
+                groups=identity.groups[:MOST_GROUPS],
+                # of a provider that does not say when it saw the person, the sign-in is all that there is
+                authenticated_at=identity.authenticated_at or now,
+                id_token=self._sealed(identity),
             ),
             events.UserLoggedIn(at=now, username=caller.username, remote_addr=address),
             now,
@@ -247,20 +303,28 @@ class People:
         if read.nonce in revocations.nonces:
             raise SessionExpired
         issued_at = datetime.fromtimestamp(read.issued_at, UTC)
-        started_at = self._starts.get(read.nonce)
-        if started_at is None:
+        first = self._starts.get(read.nonce)
+        if first is None:
             first = await self._store.browser_session(
                 BrowserSession(nonce=read.nonce, username=read.username, started_at=issued_at)
             )
-            started_at = first.started_at
-            self._starts[read.nonce] = started_at
+            self._starts[read.nonce] = first
             if len(self._starts) > REMEMBERED_SESSIONS:
                 self._starts.popitem(last=False)
-        if now - started_at >= self._rules().session_max_age:
+        if now - first.started_at >= self._rules().session_max_age:
             raise SessionExpired
         demoted = revocations.admins.get(read.username)
         role = "user" if demoted is not None and issued_at <= demoted else read.role
-        return Caller(username=read.username, role=role, nonce=read.nonce, issued_at=issued_at, started_at=started_at)
+        groups = self._directory_groups(read.username)
+        return Caller(
+            username=read.username,
+            role=role,
+            nonce=read.nonce,
+            issued_at=issued_at,
+            started_at=first.started_at,
+            groups=frozenset(first.groups) if groups is None else groups,
+            authenticated_at=first.authenticated_at,
+        )
 
     def renewed(self, caller: Caller) -> str:
         """The cookie that slides the session: same nonce, present time and role."""

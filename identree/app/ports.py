@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from identree.core.notices import Channel, Notice
 from identree.directory.source import Source
+from identree.storage.interface import PushDevice
 
 # The wall clock: aware UTC. What must survive a clock step uses Monotonic instead.
 Now = Callable[[], datetime]
@@ -36,10 +38,14 @@ class Identity:
 class IdentityProvider(Protocol):
     """The OIDC provider (spec/web-ui section 3)."""
 
-    async def authorization_url(self, *, state: str, nonce: str, code_challenge: str) -> str:
+    async def authorization_url(
+        self, *, state: str, nonce: str, code_challenge: str, max_age: int | None = None
+    ) -> str:
         """
         Where to send the browser.
 
+        :param max_age: seconds; the person must have proved who it is within them, and is asked to do so anew
+            (``max_age`` and ``prompt=login``, OpenID Connect Core section 3.1.2.1). None: as the provider likes.
         :raise ProviderUnavailable: discovery has not succeeded yet and did not now.
         """
 
@@ -102,3 +108,40 @@ class SigningKey(Protocol):
         :returns: the signature as it stands in a certificate: DER for ECDSA, PKCS #1 v1.5 for RSA.
         :raise SigningFailed: no usable answer.
         """
+
+
+class DeliveryFailed(Exception):
+    """
+    A message was not taken. The text is for people and holds no secret.
+
+    :ivar permanent: the same message will never be taken: trying again is no use.
+    :ivar retry_after: seconds that the receiver asked for, or None.
+    :ivar gone: the receiver does not exist any more (a push device that was given up).
+    """
+
+    def __init__(
+        self, why: str, *, permanent: bool = False, retry_after: float | None = None, gone: bool = False
+    ) -> None:
+        super().__init__(why)
+        self.permanent = permanent
+        self.retry_after = retry_after
+        self.gone = gone
+
+
+class Messenger(Protocol):
+    """Takes messages to the receivers of channels, whatever their back end (``identree.clients.notify``)."""
+
+    async def send(
+        self, channel: Channel, notice: Notice, *, device: PushDevice | None = None, previous: str = ""
+    ) -> str:
+        """
+        One attempt, bounded by the channel's timeout. May be cancelled; then whether it arrived is unknown.
+
+        :param device: the receiver, for ``webpush``.
+        :param previous: reference of an earlier message that this one brings up to date; empty: it is a new one.
+        :returns: a reference by which the message can be brought up to date; empty: it cannot.
+        :raise DeliveryFailed: see there.
+        """
+
+    def edits(self, channel: Channel) -> bool:
+        """Whether messages of this channel can be brought up to date."""

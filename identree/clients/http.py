@@ -194,7 +194,7 @@ def build_http_client(reactor: Any, insecure: bool = False, pool: HTTPConnection
     :param insecure: certificates are not verified (``IDENTREE_OIDC_INSECURE_SKIP_VERIFY``).
     """
     policy: Any = _Unverified() if insecure else BrowserLikePolicyForHTTPS()
-    return HTTPClient(_Uncompressed(Agent(reactor, policy, connectTimeout=CONNECT_SECONDS, pool=pool)))
+    return HTTPClient(Uncompressed(Agent(reactor, policy, connectTimeout=CONNECT_SECONDS, pool=pool)))
 
 
 def build_pool(reactor: Any, connections: int) -> HTTPConnectionPool:
@@ -211,7 +211,7 @@ def build_pool(reactor: Any, connections: int) -> HTTPConnectionPool:
 
 
 @implementer(IAgent)
-class _Uncompressed:
+class Uncompressed:
     """
     Asks for plain answers and refuses others: treq would unpack them, and a few kilobytes can unpack to gigabytes.
     """

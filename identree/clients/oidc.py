@@ -230,7 +230,9 @@ class OIDCProvider(Service):
             raise ProviderUnavailable(f"discovery: no answer within {patience:g} s") from None
 
     # -- IdentityProvider ---------------------------------------------------------------------------------------------
-    async def authorization_url(self, *, state: str, nonce: str, code_challenge: str) -> str:
+    async def authorization_url(
+        self, *, state: str, nonce: str, code_challenge: str, max_age: int | None = None
+    ) -> str:
         """See :class:`~identree.app.ports.IdentityProvider`."""
         endpoint = urlsplit((await self._known(SIGN_IN_PATIENCE_SECONDS)).authorization_endpoint)
         query = urlencode(
@@ -243,6 +245,7 @@ class OIDCProvider(Service):
                 "nonce": nonce,
                 "code_challenge": code_challenge,
                 "code_challenge_method": "S256",
+                **({} if max_age is None else {"max_age": str(max_age), "prompt": "login"}),
             },
             quote_via=quote_plus,
         )

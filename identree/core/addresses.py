@@ -95,3 +95,71 @@ def throttle_key(address: str) -> str:
     if isinstance(parsed, IPv6Address):
         return str(IPv6Network((int(parsed) >> 64 << 64, 64)))
     return address if parsed is None else str(parsed)
+
+
+# -- addresses that messages must not go to ---------------------------------------------------------------------------
+# IANA's registries of special-purpose addresses (RFC 6890 and its updates), multicast, and what leads to them.
+_SPECIAL: tuple[tuple[str, str], ...] = (
+    ("0.0.0.0/8", "this network"),
+    ("10.0.0.0/8", "private"),
+    ("100.64.0.0/10", "shared by a carrier"),
+    ("127.0.0.0/8", "loopback"),
+    ("169.254.0.0/16", "link-local"),
+    ("172.16.0.0/12", "private"),
+    ("192.0.0.0/24", "protocol assignments"),
+    ("192.0.2.0/24", "documentation"),
+    ("192.31.196.0/24", "AS112"),
+    ("192.52.193.0/24", "AMT"),
+    ("192.88.99.0/24", "6to4 relay"),
+    ("192.168.0.0/16", "private"),
+    ("192.175.48.0/24", "AS112"),
+    ("198.18.0.0/15", "benchmarking"),
+    ("198.51.100.0/24", "documentation"),
+    ("203.0.113.0/24", "documentation"),
+    ("224.0.0.0/4", "multicast"),
+    ("240.0.0.0/4", "reserved"),
+    ("::/128", "unspecified"),
+    ("::1/128", "loopback"),
+    ("::/96", "IPv4-compatible"),
+    ("64:ff9b::/96", "NAT64"),
+    ("64:ff9b:1::/48", "NAT64"),
+    ("100::/64", "discarded"),
+    ("100:0:0:1::/64", "dummy prefix"),
+    ("2001::/23", "protocol assignments"),
+    ("2001:db8::/32", "documentation"),
+    ("2002::/16", "6to4"),
+    ("2620:4f:8000::/48", "AS112"),
+    ("3fff::/20", "documentation"),
+    ("5f00::/16", "segment routing"),
+    ("fc00::/7", "private"),
+    ("fe80::/10", "link-local"),
+    ("fec0::/10", "site-local"),
+    ("ff00::/8", "multicast"),
+)
+_SPECIAL_NETWORKS: tuple[tuple[Network, str], ...] = tuple((ip_network(text), why) for text, why in _SPECIAL)
+# No allow list makes these a destination.
+_NEVER = tuple(ip_network(text) for text in ("0.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32", "::/128", "ff00::/8"))
+
+
+def forbidden(address: str, allowed: Sequence[Network] = ()) -> str:
+    """
+    Why nothing must be sent to an address that a name of somebody else's choosing led to; empty: it may be.
+
+    An IPv4-mapped address is judged as its IPv4 address.
+
+    :param allowed: special networks that may be reached all the same; never multicast or an unspecified address.
+    """
+    try:
+        # a zone names an interface, and never belongs to a public address
+        parsed: IPv4Address | IPv6Address = ip_address(address)
+    except ValueError:
+        return "no address"
+    if isinstance(parsed, IPv6Address):
+        if parsed.scope_id is not None:
+            return "link-local"
+        if parsed.ipv4_mapped is not None:
+            parsed = parsed.ipv4_mapped
+    why = next((words for network, words in _SPECIAL_NETWORKS if parsed in network), "")
+    if not why or any(parsed in network for network in _NEVER):
+        return why
+    return "" if any(parsed in network for network in allowed) else why

@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 from identree.core import events
-from identree.core.errors import AlreadyResolved, DuplicateApproval, Superseded
+from identree.core.errors import AlreadyResolved, DuplicateApproval, NotFound, Superseded
+from identree.core.explanation import Explanation
 
 # How a host without a name is shown; the stored name is empty.
 UNKNOWN_HOST = "(unknown)"
@@ -35,10 +36,11 @@ class Status(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approval:
-    """One of possibly several required approvals."""
+    """One of possibly several required approvals. :ivar as_admin: given by an administrator."""
 
     approver: str
     at: datetime
+    as_admin: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,8 @@ class Challenge:
         text is kept.
     :ivar required_approvals: at least 1.
     :ivar remote_addr: the address that the host asked from.
-    :ivar actor: who denied it; ``approved_by`` says who approved.
+    :ivar forbid_self_approval, approver_groups, max_grace: as for ``policy.Requirement``, when it was created.
+    :ivar explanation: which policy applied at creation, and why.
     """
 
     id: str
@@ -91,6 +94,10 @@ class Challenge:
     approvals: tuple[Approval, ...] = ()
     context: HostContext = field(default_factory=HostContext)
     remote_addr: str = ""
+    forbid_self_approval: bool = False
+    approver_groups: tuple[str, ...] = ()
+    max_grace: timedelta | None = None
+    explanation: Explanation = field(default_factory=Explanation)
 
     @property
     def shown_host(self) -> str:
@@ -99,6 +106,16 @@ class Challenge:
     @property
     def approvers(self) -> tuple[str, ...]:
         return tuple(approval.approver for approval in self.approvals)
+
+    @property
+    def strength(self) -> Strength:
+        """Of the grace session that its approvals leave behind."""
+        return Strength(
+            policy=self.policy_name,
+            approvals=max(1, len(self.approvals)),
+            by_admin=any(approval.as_admin for approval in self.approvals),
+            by_other=any(approver.lower() != self.username.lower() for approver in self.approvers),
+        )
 
     def approved_already(self, by: str) -> bool:
         """
@@ -123,18 +140,40 @@ class Challenge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Strength:
+    """
+    What a grace session was opened by. A session stands in for an approval only where that would have been enough:
+    what one person has approved alone does not pass a policy that wants two, or an administrator.
+
+    :ivar policy: name of the policy that was satisfied; empty: none.
+    :ivar approvals: how many distinct people approved.
+    :ivar by_admin: one of them at least as an administrator.
+    :ivar by_other: one of them at least was not the owner.
+    """
+
+    policy: str = ""
+    approvals: int = 1
+    by_admin: bool = False
+    by_other: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GraceSession:
     """
     A time-limited sudo approval for one (user, host).
 
     :ivar hostname: normalised, or empty for challenges without a host.
     :ivar mac: see ``tokens.grace_mac``; a row whose MAC is wrong does not exist.
+    :ivar strength_mac: see ``tokens.strength_mac``; where it is wrong, as in rows of deployed versions, the session is
+        as weak as its owner's own approval.
     """
 
     username: str
     hostname: str
     expires_at: datetime
     mac: str = ""
+    strength: Strength = field(default_factory=Strength)
+    strength_mac: str = ""
 
     @property
     def shown_host(self) -> str:
@@ -196,8 +235,8 @@ class Step:
         return self.challenge.status is not Status.PENDING
 
 
-# Makes the grace session that an approval leaves behind; None where the grace period is off.
-GraceMaker = Callable[[str, str, datetime], "GraceSession | None"]
+# Makes the grace session that an approval of this challenge leaves behind; None where there is none.
+GraceMaker = Callable[["Challenge", datetime], "GraceSession | None"]
 
 
 def _still_pending(challenge: Challenge, now: datetime) -> None:
@@ -297,6 +336,8 @@ def approve(
     remote_addr: str = "",
     grace: GraceMaker | None = None,
     superseded: bool = False,
+    one_tap: bool = False,
+    as_admin: bool = False,
 ) -> Step:
     """
     Count one approval; the one that completes the quorum resolves the challenge.
@@ -305,6 +346,9 @@ def approve(
     :param now: aware UTC; an approval at exactly ``expires_at`` is too late.
     :param reason: the approver's reason; the request's own stands in for an empty one.
     :param superseded: the owner's sessions were revoked after creation.
+    :param as_admin: ``by`` is an administrator.
+    :param one_tap: it comes by the challenge's one-tap link, which is used up by the approval that resolves it: with
+        several approvals the link serves each approver once.
     :raise AlreadyResolved: no longer pending.
     :raise DuplicateApproval: ``by`` is already counted.
     :raise Superseded: see above.
@@ -315,17 +359,73 @@ def approve(
     if challenge.approved_already(by):
         raise DuplicateApproval(by)
     said = reason or challenge.reason
-    after = replace(challenge, approvals=(*challenge.approvals, Approval(approver=by, at=now)))
+    after = replace(challenge, approvals=(*challenge.approvals, Approval(approver=by, at=now, as_admin=as_admin)))
     if len(after.approvals) < after.required_approvals:
         partial = _event(events.PartialApproval, after, now, actor=by, reason=said, remote_addr=remote_addr)
         return Step(challenge=after, events=(partial,), live=(_live(after, "challenge_updated"),))
-    after = replace(after, status=Status.APPROVED, approved_by=by, approved_at=now)
+    after = replace(
+        after, status=Status.APPROVED, approved_by=by, approved_at=now, one_tap_used=one_tap or after.one_tap_used
+    )
     return Step(
         challenge=after,
         events=(_event(events.ChallengeApproved, after, now, actor=by, reason=said, remote_addr=remote_addr),),
         history=(_entry(after, "approved", now, actor=by, reason=said),),
         live=(_live(after, "challenge_resolved"),),
-        grace=grace(after.username, after.hostname, now) if grace is not None else None,
+        grace=grace(after, now) if grace is not None else None,
+    )
+
+
+def withdraw(challenge: Challenge, by: str, now: datetime, *, remote_addr: str = "") -> Step:
+    """
+    Take one's approval back while others are still missing.
+
+    :raise AlreadyResolved: no longer pending.
+    :raise NotFound: ``by`` is not counted.
+    """
+    _still_pending(challenge, now)
+    if not challenge.approved_already(by):
+        raise NotFound
+    kept = tuple(approval for approval in challenge.approvals if approval.approver.lower() != by.lower())
+    after = replace(challenge, approvals=kept)
+    return Step(
+        challenge=after,
+        events=(_event(events.ApprovalWithdrawn, after, now, actor=by, remote_addr=remote_addr),),
+        live=(_live(after, "challenge_updated"),),
+    )
+
+
+def override(
+    challenge: Challenge,
+    by: str,
+    now: datetime,
+    *,
+    reason: str = "",
+    remote_addr: str = "",
+    grace: GraceMaker | None = None,
+    superseded: bool = False,
+) -> Step:
+    """
+    An administrator approves at once what the policy would not let pass yet; whether the policy permits that is known
+    already.
+
+    :raise AlreadyResolved: no longer pending.
+    :raise Superseded: the owner's sessions were revoked after creation.
+    """
+    _still_pending(challenge, now)
+    if superseded:
+        raise Superseded(challenge.id[:8])
+    approvals = challenge.approvals
+    if not challenge.approved_already(by):
+        approvals = (*approvals, Approval(approver=by, at=now, as_admin=True))
+    after = replace(
+        challenge, status=Status.APPROVED, approved_by=by, approved_at=now, overridden=True, approvals=approvals
+    )
+    return Step(
+        challenge=after,
+        events=(_event(events.BreakGlassOverride, after, now, actor=by, reason=reason, remote_addr=remote_addr),),
+        history=(_entry(after, "breakglass_override", now, actor=by, reason=reason),),
+        live=(_live(after, "challenge_resolved"),),
+        grace=grace(after, now) if grace is not None else None,
     )
 
 

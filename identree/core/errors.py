@@ -128,6 +128,50 @@ class OverrideNotAllowed(Forbidden):
     key = "break_glass_override_not_allowed"
 
 
+class SelfApprovalForbidden(Forbidden):
+    """The policy wants somebody else than the requester."""
+
+    key = "self_approval_forbidden"
+
+
+class NotAnApprover(Forbidden):
+    """The policy names groups of approvers, and this person is in none of them; ``detail`` names the groups."""
+
+    key = "not_an_approver"
+
+
+class AccountDisabled(Forbidden):
+    """The requester's account is disabled in the directory."""
+
+    key = "account_disabled"
+
+
+class PoliciesFromFile(Refused):
+    """The policy file is authoritative; nothing can be changed here."""
+
+    key = "policies_from_file"
+
+
+class PoliciesChanged(Refused):
+    """Somebody else has saved other policies since these were read."""
+
+    key = "policies_changed"
+
+
+class OneTapUsed(Refused):
+    key = "one_tap_used"
+
+
+class OneTapInvalid(Refused):
+    """A one-tap link of the wrong form, or that was not made here."""
+
+    key = "one_tap_invalid"
+
+
+class OneTapExpired(Refused):
+    key = "one_tap_expired"
+
+
 class SessionExpired(Refused):
     """There is no valid browser session, or it is another person's."""
 

@@ -310,6 +310,65 @@ class AuditCheckpoint(Event):
     kind: ClassVar[str] = "audit_checkpoint"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalWithdrawn(Event):
+    """Somebody took one of several required approvals back: ``actor`` is who. Deployed versions did not have it."""
+
+    kind: ClassVar[str] = "challenge_approval_withdrawn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationChannelChanged(Event):
+    """``username`` is empty, ``hostname`` the channel's name, ``actor`` the admin. Not in deployed versions."""
+
+    kind: ClassVar[str] = "notification_channel_changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationRouteChanged(Event):
+    """``username`` is empty, ``actor`` the admin. Deployed versions did not have it."""
+
+    kind: ClassVar[str] = "notification_route_changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationPreferenceSaved(Event):
+    """What a person wants to be told: ``username`` and ``actor`` are the person. Not in deployed versions."""
+
+    kind: ClassVar[str] = "notification_preference_saved"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationPreferenceDeleted(Event):
+    """``username`` and ``actor`` are the person. Deployed versions did not record it."""
+
+    kind: ClassVar[str] = "notification_preference_deleted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationTested(Event):
+    """
+    An admin had a test message sent: ``username`` and ``actor`` are the admin, ``hostname`` the channel's name,
+    ``reason`` what came of it. Deployed versions did not record it.
+    """
+
+    kind: ClassVar[str] = "notification_tested"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushDeviceAdded(Event):
+    """A browser gets notifications: ``username`` and ``actor`` are its person, ``reason`` the device as shown."""
+
+    kind: ClassVar[str] = "push_device_added"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushDeviceRemoved(Event):
+    """``username`` is its person, ``actor`` who did it; empty: its push service does not know it any more."""
+
+    kind: ClassVar[str] = "push_device_removed"
+
+
 KINDS: dict[str, type[Event]] = {
     kind.kind: kind
     for kind in (
@@ -353,5 +412,13 @@ KINDS: dict[str, type[Event]] = {
         EnrolmentTokenCreated,
         HostEnrolled,
         AuditCheckpoint,
+        ApprovalWithdrawn,
+        NotificationChannelChanged,
+        NotificationRouteChanged,
+        NotificationPreferenceSaved,
+        NotificationPreferenceDeleted,
+        NotificationTested,
+        PushDeviceAdded,
+        PushDeviceRemoved,
     )
 }

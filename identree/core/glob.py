@@ -7,6 +7,7 @@ next character's meaning. Whole string, by case. Not :mod:`fnmatch`, which means
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 # Longest pattern, in characters; with host names of 253 a match costs at most that many times this.
@@ -14,26 +15,43 @@ MAX_LENGTH = 512
 
 _One = Callable[[str], bool]
 
+_PLAIN = re.compile(r"[^*?\[\\]*")
+
 
 class Glob:
     """
     A compiled pattern.
 
+    :ivar literal: what alone fits, where the pattern has no wildcard; else None.
+    :param slashes: ``*`` and ``?`` stand for slashes too, as is useful for commands.
     :raise ValueError: the pattern is malformed, wherever in it, or too long.
     """
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, *, slashes: bool = False) -> None:
         if len(pattern) > MAX_LENGTH:
             raise ValueError(f"a pattern has at most {MAX_LENGTH} characters")
         self.pattern = pattern
         # None stands for a star
-        self._steps = _compile(pattern)
+        self._steps = _compile(pattern, _any if slashes else _not_slash)
+        self._slashes = slashes
+        # most patterns are names
+        self.literal = pattern if _PLAIN.fullmatch(pattern) else None
 
     def __repr__(self) -> str:
         return f"Glob({self.pattern!r})"
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Glob):
+            return NotImplemented
+        return (self.pattern, self._slashes) == (other.pattern, other._slashes)
+
+    def __hash__(self) -> int:
+        return hash((self.pattern, self._slashes))
+
     def matches(self, text: str) -> bool:
         """Whether the whole of ``text`` is of this form; time is linear in both lengths multiplied."""
+        if self.literal is not None:
+            return text == self.literal
         steps = self._steps
         positions = {0}
         for character in text:
@@ -43,7 +61,7 @@ class Glob:
                     continue
                 step = steps[position]
                 if step is None:
-                    if character != "/":
+                    if self._slashes or character != "/":
                         after.add(position)
                 elif step(character):
                     after.add(position + 1)
@@ -67,7 +85,11 @@ def _not_slash(character: str) -> bool:
     return character != "/"
 
 
-def _compile(pattern: str) -> list[_One | None]:
+def _any(character: str) -> bool:
+    return True
+
+
+def _compile(pattern: str, one_character: _One) -> list[_One | None]:
     steps: list[_One | None] = []
     position = 0
     while position < len(pattern):
@@ -77,7 +99,7 @@ def _compile(pattern: str) -> list[_One | None]:
                 steps.append(None)
             position += 1
         elif character == "?":
-            steps.append(_not_slash)
+            steps.append(one_character)
             position += 1
         elif character == "[":
             one, position = _set(pattern, position + 1)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
-from identree.core.challenge import GraceSession
+from identree.core.challenge import GraceSession, Strength
 from identree.core.errors import BadCsrfToken, FormExpired, Invalid, SessionExpired
 
 # A browser session cookie and a form are good for this long; the cookie is renewed by use.
@@ -61,6 +61,7 @@ class Keys:
 
     :ivar grace: signs grace sessions; ``b""`` when there is no secret for it, then rows are unsigned.
     :ivar id_tokens: seals ID tokens in the database.
+    :ivar vapid: makes the key by which push services know us.
     """
 
     session: bytes = field(repr=False)
@@ -69,6 +70,7 @@ class Keys:
     status: bytes = field(repr=False)
     grace: bytes = field(repr=False)
     id_tokens: bytes = field(repr=False)
+    vapid: bytes = field(repr=False)
 
     @classmethod
     def from_secrets(cls, *, shared: str, session: str, hmac: str) -> Keys:
@@ -89,6 +91,7 @@ class Keys:
             status=derive(base, "approval_status"),
             grace=derive(grace, "grace-session") if grace else b"",
             id_tokens=derive(base, "id-tokens"),
+            vapid=derive(base, "vapid"),
         )
 
 
@@ -264,6 +267,45 @@ def grace_valid(key: bytes, session: GraceSession) -> bool:
         return True
     expiry = int(session.expires_at.timestamp())
     return same(session.mac, grace_mac(key, session.username, session.hostname, expiry))
+
+
+def strength_mac(key: bytes, session: GraceSession) -> str:
+    """The signature over what a grace session was opened by; empty when ``key`` is."""
+    if not key:
+        return ""
+    strength = session.strength
+    return hexmac(
+        key,
+        "\0".join(
+            (
+                "strength",
+                session.username,
+                session.hostname,
+                str(int(session.expires_at.timestamp())),
+                strength.policy,
+                str(strength.approvals),
+                str(int(strength.by_admin)),
+                str(int(strength.by_other)),
+            )
+        ),
+    )
+
+
+def signed_grace(key: bytes, session: GraceSession) -> GraceSession:
+    """The session with both its signatures."""
+    expiry = int(session.expires_at.timestamp())
+    return replace(
+        session,
+        mac=grace_mac(key, session.username, session.hostname, expiry),
+        strength_mac=strength_mac(key, session),
+    )
+
+
+def grace_strength(key: bytes, session: GraceSession) -> Strength:
+    """What the session was opened by, as far as that is ours; else the weakest."""
+    if key and session.strength_mac and same(session.strength_mac, strength_mac(key, session)):
+        return session.strength
+    return Strength()
 
 
 # -- others ---------------------------------------------------------------------------------------------------------

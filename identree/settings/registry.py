@@ -384,6 +384,16 @@ _s(
     live=YES,
 )
 _s(
+    "POLICY_SOURCE",
+    CHOICE,
+    "database",
+    "Where the approval policies are kept: database, where the policies page edits them and every version is kept (a "
+    "policy file is taken over once, when the database has none), or file: the file of IDENTREE_APPROVAL_POLICIES_FILE "
+    "counts, is followed while identree runs, and the page only shows it.",
+    "file",
+    choices=("database", "file"),
+)
+_s(
     "SESSION_MAX_AGE",
     DURATION,
     12 * HOUR,
@@ -839,6 +849,44 @@ _s(
     live=YES,
     adjust=_positive_or(15 * SECOND, ZERO),
     bounds="more than 0",
+)
+
+_s(
+    "NOTIFY_ALLOWED_NETWORKS",
+    Kind.NETWORKS,
+    "",
+    "Networks of private addresses that channels may reach all the same, such as a ntfy server in the own network. "
+    "Without them messages go to public addresses only, so that nobody can use identree to reach what only it can.",
+    "10.20.0.0/16, fd00:20::/64",
+)
+_s(
+    "NOTIFY_GIVE_UP_AFTER",
+    DURATION,
+    10 * MINUTE,
+    "How long a message that a receiver does not take is tried again. One about a waiting request is given up when the "
+    "request is over.",
+    "30m",
+    minimum=10 * SECOND,
+    maximum=24 * HOUR,
+    bounds="10s to 24h",
+)
+_s(
+    "NOTIFY_RETENTION",
+    DURATION,
+    720 * HOUR,
+    "How long the delivery log keeps what became of a message.",
+    "168h",
+    minimum=HOUR,
+    maximum=8760 * HOUR,
+    bounds="1h to 8760h",
+)
+_s(
+    "WEBPUSH_CONTACT",
+    TEXT,
+    "",
+    "Whom the push services of browsers may write to about messages from here: mailto: and an address, or an https "
+    "address. Empty: IDENTREE_EXTERNAL_URL.",
+    "mailto:ops@example.com",
 )
 
 _group = "Audit"

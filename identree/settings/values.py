@@ -70,6 +70,7 @@ class Settings:
     justification_choices: tuple[str, ...]
     admin_groups: tuple[str, ...]
     approval_policies_file: str
+    policy_source: str
     session_max_age: timedelta
     max_pending_per_user: int
     max_pending: int
@@ -132,6 +133,10 @@ class Settings:
     notification_config_file: str
     admin_notify_file: str
     notify_timeout: timedelta
+    notify_allowed_networks: tuple[Network, ...]
+    notify_give_up_after: timedelta
+    notify_retention: timedelta
+    webpush_contact: str
 
     # Audit
     audit_log: str

@@ -145,6 +145,8 @@ _CHANNEL = _other("notification channel")
 _NO_HOSTS = (_SUDO_RULE, _CHANNEL)
 
 _PASSWORD = Entity(type=_other("break-glass password"))
+_PREFERENCE = Entity(type=_other("notification preference"), name="username")
+_PUSH_DEVICE = Entity(type=_other("push device"), name="username")
 _ROUTE = Entity(type=_other("notification route"), name="", only="notification route")
 
 MEANINGS: dict[str, Meaning] = {
@@ -153,6 +155,9 @@ MEANINGS: dict[str, Meaning] = {
     "challenge_approved": Meaning(title="Sudo approved", of=AUTHORIZE_SESSION, activity=ASSIGN),
     "challenge_partially_approved": Meaning(
         title="Sudo approved by one of several", of=AUTHORIZE_SESSION, activity=(OTHER, "Approve in Part")
+    ),
+    "challenge_approval_withdrawn": Meaning(
+        title="Approval of sudo withdrawn", of=AUTHORIZE_SESSION, activity=(OTHER, "Withdraw Approval")
     ),
     "challenge_rejected": Meaning(
         title="Sudo rejected", of=AUTHORIZE_SESSION, activity=ASSIGN, severity=Severity.LOW, failed=True
@@ -298,29 +303,51 @@ MEANINGS: dict[str, Meaning] = {
     "notification_route_deleted": Meaning(
         title="Notification route deleted", of=ENTITY_MANAGEMENT, activity=DELETE, entity=_ROUTE
     ),
+    "notification_channel_changed": Meaning(
+        title="Notification channel changed", of=ENTITY_MANAGEMENT, activity=UPDATE, entity=Entity(type=_CHANNEL)
+    ),
+    "notification_route_changed": Meaning(
+        title="Notification route changed", of=ENTITY_MANAGEMENT, activity=UPDATE, entity=_ROUTE
+    ),
+    "notification_preference_saved": Meaning(
+        title="Notification preference saved", of=ENTITY_MANAGEMENT, activity=UPDATE, entity=_PREFERENCE
+    ),
+    "notification_preference_deleted": Meaning(
+        title="Notification preference deleted", of=ENTITY_MANAGEMENT, activity=DELETE, entity=_PREFERENCE
+    ),
+    "notification_tested": Meaning(
+        title="Test notification sent", of=ENTITY_MANAGEMENT, activity=(OTHER, "Test"), entity=Entity(type=_CHANNEL)
+    ),
+    "push_device_added": Meaning(
+        title="Push device added", of=ENTITY_MANAGEMENT, activity=CREATE, severity=Severity.LOW, entity=_PUSH_DEVICE
+    ),
+    "push_device_removed": Meaning(
+        title="Push device removed", of=ENTITY_MANAGEMENT, activity=DELETE, entity=_PUSH_DEVICE
+    ),
     "audit_checkpoint": Meaning(title="Audit checkpoint", of=BASE, activity=(OTHER, "Checkpoint")),
 }
 
 _POLICY = Entity(type=POLICY, name="reason")
-# ``config_changed`` with one of these words as ``actor`` is about a policy, which ``reason`` names; the administrator
-# is ``username`` then.
+_POLICIES = Entity(type=POLICY, name="", only="approval policies")
+# ``config_changed`` with one of these words as ``actor`` is about policies, of which ``reason`` names the one, or the
+# version; the administrator is ``username`` then.
 POLICY_MEANINGS: dict[str, Meaning] = {
-    "policy_added": Meaning(
-        title="Approval policy added",
+    word: Meaning(
+        title=title,
         of=ENTITY_MANAGEMENT,
-        activity=CREATE,
+        activity=activity,
         severity=Severity.MEDIUM,
         actor="username",
-        entity=_POLICY,
-    ),
-    "policy_deleted": Meaning(
-        title="Approval policy deleted",
-        of=ENTITY_MANAGEMENT,
-        activity=DELETE,
-        severity=Severity.MEDIUM,
-        actor="username",
-        entity=_POLICY,
-    ),
+        entity=entity,
+    )
+    for word, title, activity, entity in (
+        ("policy_added", "Approval policy added", CREATE, _POLICY),
+        ("policy_updated", "Approval policy changed", UPDATE, _POLICY),
+        ("policy_deleted", "Approval policy deleted", DELETE, _POLICY),
+        ("policies_reordered", "Approval policies reordered", UPDATE, _POLICY),
+        ("policies_imported", "Approval policies imported", UPDATE, _POLICIES),
+        ("policies_reverted", "Approval policies reverted", UPDATE, _POLICIES),
+    )
 }
 
 

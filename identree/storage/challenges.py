@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from identree.core.challenge import (
     Approval,
@@ -17,7 +17,9 @@ from identree.core.challenge import (
     Step,
 )
 from identree.core.errors import AlreadyResolved, NotFound, StorageUnavailable, TooManyPending
+from identree.core.explanation import Explanation
 from identree.storage.grace import UPSERT as UPSERT_GRACE
+from identree.storage.grace import from_row as grace_from_row
 from identree.storage.grace import to_row as grace_row
 from identree.storage.history import INSERT as INSERT_HISTORY
 from identree.storage.history import to_row as history_row
@@ -36,22 +38,24 @@ _COLUMNS = (
     "id, user_code, username, hostname, reason, created_at, expires_at, status, approved_by, approved_at, denied_by, "
     "deny_reason, breakglass_rotate_before, revoke_tokens_before, policy_name, required_approvals, require_admin, "
     "breakglass_bypass_allowed, breakglass_override, one_tap_used, approvals_json, command, cwd, tty, remote_host, "
-    "remote_addr"
+    "remote_addr, policy_json"
 )
 _WIDTH = _COLUMNS.count(",") + 1
 _QUALIFIED = ", ".join("c." + name.strip() for name in _COLUMNS.split(","))
 
 # The owner's few challenges are found by their name. Without the concatenation PostgreSQL, which plans once and perhaps
 # on an empty table, may go through all that are pending instead.
-_OWNER_STATE = """
+_GRACE = "g.expiry_unix, g.hmac_hex, g.policy_name, g.approvals, g.by_admin, g.by_other, g.strength_mac"
+
+_OWNER_STATE = f"""
 SELECT
     (SELECT COUNT(*) FROM challenges
         WHERE username = :username AND status /*postgres || ''*/ = 'pending' AND expires_at > :now),
     (SELECT revoked_at FROM revoke_tokens_before WHERE username = :username),
     (SELECT rotated_at FROM rotate_breakglass_before WHERE hostname = :hostname),
-    g.expiry_unix, g.hmac_hex
+    {_GRACE}
 FROM (SELECT 1 AS one) AS always LEFT JOIN grace_sessions g ON g.username = :username AND g.hostname = :hostname
-""".strip()
+""".strip()  # noqa: S608 - constants
 
 _COUNT_PENDING = "SELECT COUNT(*) FROM challenges WHERE status = 'pending' AND expires_at > :now"
 
@@ -73,7 +77,7 @@ _PENDING_OF = (
 )
 
 _FOR_DECISION = f"""
-SELECT {_QUALIFIED}, r.revoked_at, g.expiry_unix, g.hmac_hex
+SELECT {_QUALIFIED}, r.revoked_at, {_GRACE}
 FROM challenges c
 LEFT JOIN revoke_tokens_before r ON r.username = c.username
 LEFT JOIN grace_sessions g ON g.username = c.username AND g.hostname = c.hostname
@@ -138,7 +142,11 @@ def _approvals(text: str) -> tuple[Approval, ...]:
         return ()
     try:
         return tuple(
-            Approval(approver=str(entry["approver"]), at=_approved_at(entry["approved_at"]))
+            Approval(
+                approver=str(entry["approver"]),
+                at=_approved_at(entry["approved_at"]),
+                as_admin=entry.get("as_admin") is True,
+            )
             for entry in json.loads(text) or ()
         )
     except (KeyError, TypeError, AttributeError) as e:
@@ -158,6 +166,7 @@ def _approvals_json(approvals: Sequence[Approval]) -> str:
             {
                 "approver": approval.approver,
                 "approved_at": approval.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+                **({"as_admin": True} if approval.as_admin else {}),
             }
             for approval in approvals
         ],
@@ -166,16 +175,50 @@ def _approvals_json(approvals: Sequence[Approval]) -> str:
     )
 
 
+def _snapshot_json(challenge: Challenge) -> str:
+    """What the policy said that has no column of its own; empty where no policy said anything."""
+    values: dict[str, object] = {}
+    if challenge.forbid_self_approval:
+        values["forbid_self_approval"] = True
+    if challenge.approver_groups:
+        values["approver_groups"] = list(challenge.approver_groups)
+    if challenge.max_grace is not None:
+        values["max_grace"] = int(challenge.max_grace.total_seconds())
+    if challenge.explanation != Explanation():
+        values["explanation"] = json.loads(challenge.explanation.to_json())
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")) if values else ""
+
+
+def _snapshot(text: str) -> tuple[bool, tuple[str, ...], timedelta | None, Explanation]:
+    """:raise ValueError: not what we write."""
+    if not text:
+        return False, (), None, Explanation()
+    try:
+        values = json.loads(text)
+        groups, longest = values.get("approver_groups", []), values.get("max_grace")
+        return (
+            values.get("forbid_self_approval") is True,
+            tuple(str(group) for group in groups),
+            None if longest is None else timedelta(seconds=int(longest)),
+            Explanation.from_json(json.dumps(values.get("explanation", {}))),
+        )
+    except (TypeError, AttributeError) as e:
+        raise ValueError("the policy of a challenge is unreadable") from e
+
+
 def from_row(row: Row, *, strict: bool = False) -> Challenge:
     """
-    :param strict: refuse unreadable approvals instead of showing none; whoever decides must not count from zero.
+    :param strict: refuse unreadable approvals instead of showing none; whoever decides must not count from zero, nor
+        take a restriction that cannot be read for none.
     """
     try:
         approvals = _approvals(row[20])
+        forbid_self, groups, max_grace, explanation = _snapshot(row[26])
     except ValueError as e:
         if strict:
-            raise StorageUnavailable("error", f"the approvals of challenge {row[0][:8]} are unreadable") from e
+            raise StorageUnavailable("error", f"approvals or policy of challenge {row[0][:8]} are unreadable") from e
         approvals = ()
+        forbid_self, groups, max_grace, explanation = True, (), None, Explanation()
     return Challenge(
         id=row[0],
         user_code=row[1],
@@ -200,6 +243,10 @@ def from_row(row: Row, *, strict: bool = False) -> Challenge:
         approvals=approvals,
         context=HostContext(command=row[21], cwd=row[22], tty=row[23], remote_host=row[24]),
         remote_addr=row[25],
+        forbid_self_approval=forbid_self,
+        approver_groups=groups,
+        max_grace=max_grace,
+        explanation=explanation,
     )
 
 
@@ -232,7 +279,13 @@ def to_row(challenge: Challenge) -> dict[str, object]:
         "tty": context.tty,
         "remote_host": context.remote_host,
         "remote_addr": challenge.remote_addr,
+        "policy_json": _snapshot_json(challenge),
     }
+
+
+def _joined(username: str, hostname: str, columns: Row) -> GraceSession | None:
+    """The grace session that came with a join; None where there was none."""
+    return None if columns[0] is None else grace_from_row((username, hostname, *columns))
 
 
 def create(
@@ -253,10 +306,8 @@ def create(
     """
     at = seconds(now)
     yield Owner(username)
-    [(mine, revoked_at, rotated_at, grace_expiry, grace_mac)] = yield (
-        _OWNER_STATE,
-        {"username": username, "hostname": hostname, "now": at},
-    )
+    [row] = yield _OWNER_STATE, {"username": username, "hostname": hostname, "now": at}
+    mine, revoked_at, rotated_at = row[:3]
     if mine >= caps.per_user:
         raise TooManyPending("too many pending challenges for this user")
     if not headroom.take():
@@ -264,9 +315,7 @@ def create(
         if total >= caps.total:
             raise TooManyPending("too many pending challenges")
         headroom.counted(caps.total - total)
-    grace = None
-    if grace_expiry is not None:
-        grace = GraceSession(username=username, hostname=hostname, expires_at=instant(grace_expiry), mac=grace_mac)
+    grace = _joined(username, hostname, row[3:])
     state = OwnerState(revoked_at=instant_or_none(revoked_at), host_rotated_at=instant_or_none(rotated_at), grace=grace)
     step = opening(code, state)
     yield Do(_INSERT, to_row(step.challenge))
@@ -310,8 +359,7 @@ def decide(id: str, change: Change, keeps: Callable[[GraceSession], bool], sessi
         raise NotFound(id[:8])
     row = rows[0]
     before = from_row(row, strict=True)
-    revoked_at, grace_expiry, grace_mac = row[_WIDTH:]
-    step = change(before, instant_or_none(revoked_at))
+    step = change(before, instant_or_none(row[_WIDTH]))
     after = step.challenge
     updated = yield (
         _UPDATE_IF_UNCHANGED,
@@ -333,11 +381,7 @@ def decide(id: str, change: Change, keeps: Callable[[GraceSession], bool], sessi
         raise AlreadyResolved(id[:8])
     if session and after.status is Status.APPROVED:
         yield Do(_KEEP_ID_TOKEN, {"id": id, "nonce": session})
-    existing = None
-    if grace_expiry is not None:
-        existing = GraceSession(
-            username=before.username, hostname=before.hostname, expires_at=instant(grace_expiry), mac=grace_mac
-        )
+    existing = _joined(before.username, before.hostname, row[_WIDTH + 1 :])
     yield from _consequences(step, existing, keeps)
     return step
 
@@ -360,14 +404,15 @@ def expire(now: datetime, change: Callable[[Challenge], Step], limit: int) -> Sc
 
 def _consequences(step: Step, existing: GraceSession | None, keeps: Callable[[GraceSession], bool]) -> Script[None]:
     """
-    What commits with the challenge. An approval never shortens a grace session: a later one stays, if it is genuine.
+    What commits with the challenge. An approval never shortens a grace session: a later one stays as it is, if it is
+    genuine; what a session was opened by belongs to its end.
     """
     for entry in step.history:
         yield Do(INSERT_HISTORY, history_row(entry))
     if step.grace is not None and not (
         existing is not None
         and (existing.username, existing.hostname) == (step.grace.username, step.grace.hostname)
-        and existing.expires_at >= step.grace.expires_at
+        and existing.expires_at > step.grace.expires_at
         and keeps(existing)
     ):
         yield Do(UPSERT_GRACE, grace_row(step.grace))

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from identree.core.challenge import GraceSession
+from identree.core.challenge import GraceSession, Strength
 from identree.storage.history import INSERT as INSERT_HISTORY
 from identree.storage.history import to_row as history_row
 from identree.storage.interface import GraceChange
 from identree.storage.script import Do, Effects, Owner, Row, Script
 from identree.storage.times import instant, instant_or_none, seconds
 
+_COLUMNS = "username, hostname, expiry_unix, hmac_hex, policy_name, approvals, by_admin, by_other, strength_mac"
+_NAMES = [name.strip() for name in _COLUMNS.split(",")]
 UPSERT = (
-    "INSERT INTO grace_sessions (username, hostname, expiry_unix, hmac_hex) "
-    "VALUES (:username, :hostname, :expiry_unix, :hmac_hex) "
-    "ON CONFLICT (username, hostname) DO UPDATE SET expiry_unix = excluded.expiry_unix, hmac_hex = excluded.hmac_hex"
+    f"INSERT INTO grace_sessions ({_COLUMNS}) VALUES (:{', :'.join(_NAMES)}) "  # noqa: S608 - constants
+    "ON CONFLICT (username, hostname) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in _NAMES[2:])
 )
 # Every revocation moves the time on, also the second one within a second and one by a clock that was set back: it must
 # differ from what was snapshot into challenges before.
@@ -26,15 +27,15 @@ REVOKE = (
     "ELSE revoke_tokens_before.revoked_at + 1 END"
 )
 _ONE = (
-    "SELECT username, hostname, expiry_unix, hmac_hex FROM grace_sessions "
+    f"SELECT {_COLUMNS} FROM grace_sessions "  # noqa: S608
     "WHERE username = :username AND hostname = :hostname"
 )
 _ALL = (
-    "SELECT username, hostname, expiry_unix, hmac_hex FROM grace_sessions WHERE expiry_unix > :now "
+    f"SELECT {_COLUMNS} FROM grace_sessions WHERE expiry_unix > :now "  # noqa: S608
     "ORDER BY username, hostname LIMIT :limit"
 )
 _ALL_OF = (
-    "SELECT username, hostname, expiry_unix, hmac_hex FROM grace_sessions "
+    f"SELECT {_COLUMNS} FROM grace_sessions "  # noqa: S608
     "WHERE username = :username AND expiry_unix > :now ORDER BY username, hostname LIMIT :limit"
 )
 _DELETE_FORGED = (
@@ -46,15 +47,28 @@ _REVOKED_AT = "SELECT revoked_at FROM revoke_tokens_before WHERE username = :use
 
 
 def from_row(row: Row) -> GraceSession:
-    return GraceSession(username=row[0], hostname=row[1], expires_at=instant(row[2]), mac=row[3])
+    return GraceSession(
+        username=row[0],
+        hostname=row[1],
+        expires_at=instant(row[2]),
+        mac=row[3],
+        strength=Strength(policy=row[4], approvals=row[5], by_admin=bool(row[6]), by_other=bool(row[7])),
+        strength_mac=row[8],
+    )
 
 
 def to_row(session: GraceSession) -> dict[str, object]:
+    strength = session.strength
     return {
         "username": session.username,
         "hostname": session.hostname,
         "expiry_unix": seconds(session.expires_at),
         "hmac_hex": session.mac,
+        "policy_name": strength.policy,
+        "approvals": strength.approvals,
+        "by_admin": int(strength.by_admin),
+        "by_other": int(strength.by_other),
+        "strength_mac": session.strength_mac,
     }
 
 

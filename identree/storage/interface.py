@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Protocol
 
@@ -31,6 +31,9 @@ MOST_IDS = 500
 MOST_PIECES = 8
 MOST_RESEALED = 100
 MOST_ROTATED = 100
+MOST_PLANNED = 200
+# Saved sets of policies that are kept.
+MOST_POLICY_VERSIONS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,7 @@ class Login:
     :ivar nonce: 32 hex digits; also the ``state`` and the browser cookie's value.
     :ivar verifier: the PKCE code verifier.
     :ivar return_to: local path that the person wanted.
+    :ivar fresh_since: the person had to prove who it is anew, not before this; None: an ordinary sign-in.
     """
 
     nonce: str
@@ -77,6 +81,7 @@ class Login:
     return_to: str
     issued_at: datetime
     expires_at: datetime
+    fresh_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +89,17 @@ class BrowserSession:
     """
     The first sight of a session cookie's nonce; gives the session an absolute end.
 
+    :ivar groups: that the sign-in said the person is in.
+    :ivar authenticated_at: when the identity provider last saw the person itself (``auth_time``), as far as it said so,
+        else when the sign-in was completed; None: unknown, as for sessions of earlier versions.
     :ivar id_token: that the person signed in with, sealed; empty: none is kept. Written, and never read with the rest.
     """
 
     nonce: str
     username: str
     started_at: datetime
+    groups: tuple[str, ...] = ()
+    authenticated_at: datetime | None = None
     id_token: str = field(default="", repr=False, compare=False)
 
 
@@ -345,6 +355,112 @@ class Enrolment:
     again: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyVersion:
+    """
+    A set of approval policies as it was saved.
+
+    :ivar version: grows by one with each; the greatest one is in force.
+    :ivar document: JSON, as in a policy file.
+    :ivar note: what was done, in words for people.
+    """
+
+    version: int
+    document: str
+    author: str
+    at: datetime
+    note: str = ""
+
+
+class DeliveryState(Enum):
+    """
+    ``QUEUED`` waits for its time, ``SENDING`` is in the hands of a process, the others are over: ``SENT``; ``FAILED``:
+    it was given up; ``SKIPPED``: there was no point any more, or nobody wanted it (``error`` says why).
+    """
+
+    QUEUED = "queued"
+    SENDING = "sending"
+    SENT = "sent"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """
+    A message that shall be sent.
+
+    :ivar key: the same for the same message: planning it again does nothing. At most 200 characters.
+    :ivar channel: the channel's name.
+    :ivar target: one of several receivers of the channel (a push device's id), or empty.
+    :ivar notice: ``core.notices.Notice`` as JSON.
+    :ivar due_at: not before this.
+    :ivar until: not after this.
+    :ivar if_pending: id of a challenge: only while nobody has decided it; or empty.
+    :ivar replaces: id of the delivery whose message this one brings up to date; 0: none.
+    """
+
+    key: str
+    channel: str
+    target: str = ""
+    event: str
+    username: str = ""
+    hostname: str = ""
+    code: str = ""
+    notice: str = field(repr=False)
+    due_at: datetime
+    until: datetime
+    if_pending: str = ""
+    replaces: int = 0
+    state: DeliveryState = DeliveryState.QUEUED
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """
+    A planned message and what became of it.
+
+    :ivar attempts: begun so far.
+    :ivar finished_at: None: it is not over.
+    :ivar error: why the last attempt came to nothing, or why it is over unsent; for people, without secrets.
+    :ivar reference: by which the receiver knows the message, for bringing it up to date; empty: it has none.
+    """
+
+    id: int
+    planned: Planned
+    state: DeliveryState
+    attempts: int
+    created_at: datetime
+    due_at: datetime
+    finished_at: datetime | None = None
+    error: str = ""
+    reference: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushDevice:
+    """
+    A browser that gets Web Push messages (RFC 8030).
+
+    :ivar id: SHA-256 of the endpoint, hex.
+    :ivar endpoint: the push service's URL for it; whoever knows it can bother the person.
+    :ivar p256dh, auth: keys of the browser, URL-safe base64 without padding (RFC 8291 section 3.1 and 3.2).
+    :ivar label: what the person recognises it by.
+    :ivar events: patterns of the events that it gets.
+    """
+
+    id: str
+    username: str
+    endpoint: str = field(repr=False)
+    p256dh: str = field(repr=False)
+    auth: str = field(repr=False)
+    label: str = ""
+    events: tuple[str, ...] = ()
+    created_at: datetime
+    last_sent_at: datetime | None = None
+
+
 class TokenUse(Enum):
     """What became of an escrow token: accepted, seen before, or refused as too many are remembered."""
 
@@ -395,6 +511,12 @@ class Feed(Protocol):
         The last record that the sink has acknowledged.
 
         :raise StorageUnavailable: try again.
+        """
+
+    async def begin(self, sink: str) -> None:
+        """
+        A sink that has no place yet begins behind the newest record: what has happened before it existed is none of
+        its business. :raise StorageUnavailable: try again.
         """
 
     async def reached(self, seq: int) -> None:
@@ -819,6 +941,117 @@ class Store(Protocol):
     async def take_outside_events(self, limit: int = 100) -> int:
         """Put what other programs have done into the chain of this process; how many events that were."""
 
+    # -- approval policies --------------------------------------------------------------------------------------------
+    async def policies(self, version: int | None = None) -> PolicyVersion | None:
+        """
+        One set of policies.
+
+        :param version: None: the one in force.
+        :returns: None: there is none, or it was deleted long ago.
+        """
+
+    async def policy_versions(self, before: int | None = None, limit: int = 50) -> list[PolicyVersion]:
+        """The newest first. :param before: those with a smaller number; None begins."""
+
+    async def save_policies(
+        self,
+        document: str,
+        *,
+        seen: int,
+        author: str,
+        note: str,
+        now: datetime,
+        events: Sequence[Event] = (),
+        history: Sequence[HistoryEntry] = (),
+        outside: bool = False,
+    ) -> PolicyVersion:
+        """
+        Put another set in force; all processes are told (``policies_changed``). The oldest of more than
+        :data:`MOST_POLICY_VERSIONS` are deleted.
+
+        :param seen: the version that it follows; 0: the first.
+        :param outside: this process has no audit log; a server puts the events into its chain.
+        :raise Conflict: somebody else has saved since.
+        """
+
+    # -- notifications ------------------------------------------------------------------------------------------------
+    async def plan_deliveries(self, planned: Sequence[Planned], now: datetime) -> int:
+        """
+        Have these messages sent; a key that is known already is left as it is.
+
+        :param planned: at most :data:`MOST_PLANNED`.
+        :returns: how many are new.
+        """
+
+    async def claim_deliveries(self, owner: str, now: datetime, lease: timedelta, limit: int) -> list[Delivery]:
+        """
+        Those that are due, the longest due first: each is in the hands of exactly one process until it is settled or
+        the lease is over; then another one gets it. They come back with ``attempts`` grown by one.
+
+        :param owner: names the process.
+        """
+
+    async def settle_delivery(
+        self,
+        id: int,
+        owner: str,
+        state: DeliveryState,
+        now: datetime,
+        *,
+        error: str = "",
+        reference: str = "",
+        due_at: datetime | None = None,
+    ) -> bool:
+        """
+        What came of it.
+
+        :param state: ``QUEUED`` with ``due_at``: it is tried again then.
+        :returns: False: it was not in the hands of ``owner`` any more, and nothing was done.
+        """
+
+    async def drop_deliveries(self, code: str, now: datetime, why: str) -> int:
+        """Skip what still waits of ``challenge_created`` messages about this code; how many that were."""
+
+    async def deliveries(
+        self,
+        *,
+        before: int | None = None,
+        channel: str = "",
+        state: DeliveryState | None = None,
+        code: str = "",
+        limit: int = 50,
+    ) -> list[Delivery]:
+        """The newest first. :param before: those with a smaller id; None begins."""
+
+    async def next_delivery(self) -> datetime | None:
+        """When the next one is due or a lease ends; None: nothing waits."""
+
+    async def delivery_counts(self) -> dict[DeliveryState, int]:
+        """For the gauges: those that are not over."""
+
+    # -- push devices -------------------------------------------------------------------------------------------------
+    async def add_push_device(self, device: PushDevice, event: Event, limit: int) -> bool:
+        """
+        One that is known already changes its person, keys, label and events.
+
+        :returns: False: the person has ``limit`` others; nothing was done.
+        """
+
+    async def push_devices(self, username: str | None = None, after: str = "", limit: int = 500) -> list[PushDevice]:
+        """By id; of everybody when ``username`` is None."""
+
+    async def push_device(self, id: str) -> PushDevice | None: ...
+
+    async def remove_push_device(self, id: str, event: Event, *, username: str = "") -> bool:
+        """
+        Whether there was one to remove.
+
+        :param username: only if it is this person's.
+        """
+
+    async def push_sent(self, id: str, now: datetime) -> None:
+        """The push service has taken a message for it."""
+
     # -- the audit chain ----------------------------------------------------------------------------------------------
     async def record(self, events: Sequence[Event]) -> None:
         """Events that come with no other change."""
@@ -846,11 +1079,17 @@ class Store(Protocol):
     async def ping(self) -> None:
         """Whether the database answers and can be written to."""
 
+    async def tell_replicas(self, event: str) -> None:
+        """Wake the other replicas with this event, which names nobody: ``reload_notify_config``."""
+
     def subscribe(self, listener: Callable[[Live], None]) -> Callable[[], None]:
         """
         Be told, on the reactor, of every committed :class:`Live`, of this process and of other replicas, once.
         After a lost connection to the other replicas an event ``resync`` with an empty username says: read again; an
         event ``revoked`` (username may be empty) says that another replica revoked browser sessions: read the
-        :class:`Revocations` again; an event ``directory_published`` that another replica published a directory.
+        :class:`Revocations` again; an event ``directory_published`` that another replica published a directory; an
+        event ``policies_changed`` that a process, this one too, has saved other policies; an event
+        ``reload_notify_config`` that another replica has changed the notification files; an event
+        ``deliveries_planned`` that messages wait to be sent.
         Returns the function that ends it.
         """

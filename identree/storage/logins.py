@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
@@ -18,13 +19,13 @@ MOST_REVOCATIONS = 200_000
 LOGIN_SECONDS = 15 * 60
 
 _START = (
-    "INSERT INTO session_nonces (nonce, issued_at, code_verifier, client_ip, expires_at, return_to) "
-    "VALUES (:nonce, :issued_at, :code_verifier, :client_ip, :expires_at, :return_to)"
+    "INSERT INTO session_nonces (nonce, issued_at, code_verifier, client_ip, expires_at, return_to, fresh_since) "
+    "VALUES (:nonce, :issued_at, :code_verifier, :client_ip, :expires_at, :return_to, :fresh_since)"
 )
 # Whoever deletes the row has it: of two callbacks with one nonce only one can win.
 _TAKE = (
     "DELETE FROM session_nonces WHERE nonce = :nonce "
-    "RETURNING code_verifier, client_ip, return_to, issued_at, expires_at"
+    "RETURNING code_verifier, client_ip, return_to, issued_at, expires_at, fresh_since"
 )
 _LOGGED_IN = (
     "INSERT INTO last_oidc_auth (username, at_unix) VALUES (:username, :at_unix) "
@@ -32,11 +33,13 @@ _LOGGED_IN = (
 )
 _LAST_LOGIN = "SELECT at_unix FROM last_oidc_auth WHERE username = :username"
 _INSERT_SESSION = (
-    "INSERT INTO browser_sessions (nonce, username, started_at, id_token) "
-    "VALUES (:nonce, :username, :started_at, :id_token) "
+    "INSERT INTO browser_sessions (nonce, username, started_at, id_token, groups_json, authenticated_at) "
+    "VALUES (:nonce, :username, :started_at, :id_token, :groups_json, :authenticated_at) "
     "ON CONFLICT (nonce) DO NOTHING"
 )
-_SESSION = "SELECT nonce, username, started_at FROM browser_sessions WHERE nonce = :nonce"
+_SESSION = (
+    "SELECT nonce, username, started_at, groups_json, authenticated_at FROM browser_sessions WHERE nonce = :nonce"
+)
 _REVOKE_NONCE = (
     "INSERT INTO revoked_nonces (nonce, revoked_at) VALUES (:nonce, :revoked_at) ON CONFLICT (nonce) DO NOTHING"
 )
@@ -59,6 +62,7 @@ def start(login: Login) -> Script[None]:
             "client_ip": login.client_ip,
             "expires_at": seconds(login.expires_at),
             "return_to": login.return_to,
+            "fresh_since": seconds(login.fresh_since),
         },
     )
 
@@ -67,7 +71,7 @@ def take(nonce: str, now: datetime) -> Script[Login | None]:
     rows = yield _TAKE, {"nonce": nonce}
     if not rows:
         return None
-    verifier, client_ip, return_to, issued_at, expires_at = rows[0]
+    verifier, client_ip, return_to, issued_at, expires_at, fresh_since = rows[0]
     # deployed versions know 0 as "no expiry", but a login is never older than this
     expires_at = expires_at or issued_at + LOGIN_SECONDS
     if expires_at <= seconds(now):
@@ -79,6 +83,7 @@ def take(nonce: str, now: datetime) -> Script[Login | None]:
         return_to=return_to,
         issued_at=instant(issued_at),
         expires_at=instant(expires_at),
+        fresh_since=instant_or_none(fresh_since),
     )
 
 
@@ -97,7 +102,14 @@ def browser_session(nonce: str) -> Script[BrowserSession | None]:
     rows = yield _SESSION, {"nonce": nonce}
     if not rows:
         return None
-    return BrowserSession(nonce=rows[0][0], username=rows[0][1], started_at=instant(rows[0][2]))
+    nonce, username, started_at, groups, authenticated_at = rows[0]
+    return BrowserSession(
+        nonce=nonce,
+        username=username,
+        started_at=instant(started_at),
+        groups=tuple(json.loads(groups)),
+        authenticated_at=instant_or_none(authenticated_at),
+    )
 
 
 def first_sight(session: BrowserSession) -> Script[BrowserSession]:
@@ -139,4 +151,6 @@ def _session_row(session: BrowserSession) -> dict[str, object]:
         "username": session.username,
         "started_at": seconds(session.started_at),
         "id_token": session.id_token,
+        "groups_json": json.dumps(list(session.groups), ensure_ascii=False),
+        "authenticated_at": seconds(session.authenticated_at),
     }

@@ -22,6 +22,7 @@ class Retention:
     :ivar delivered_events: events that every sink has.
     :ivar events: events whether or not every sink has them, what a dead sink loses then is reported; and parked ones.
     :ivar most_events: the same by number of rows.
+    :ivar deliveries: what became of notifications.
     :ivar batch: rows deleted of one table in one transaction.
     """
 
@@ -34,6 +35,7 @@ class Retention:
     delivered_events: timedelta = timedelta(hours=24)
     events: timedelta = timedelta(days=30)
     most_events: int = 1_000_000
+    deliveries: timedelta = timedelta(days=30)
     batch: int = 500
 
 
@@ -69,6 +71,7 @@ _DELETE_ESCROW_TOKENS = _older("used_escrow_tokens", "token_key", "first_seen")
 _DELETE_SESSIONS = _older("browser_sessions", "nonce", "started_at")
 _DELETE_PARKED = _older("parked_records", "instance, sink, seq", "parked_at")
 _DELETE_MESSAGES = _older("cluster_messages", "id", "created_at")
+_DELETE_DELIVERIES = _delete("notification_deliveries", "id", "finished_at > 0 AND finished_at < :before")
 
 
 def counts(now: datetime) -> Script[Counts]:
@@ -92,6 +95,7 @@ def delete_old(now: datetime, retention: Retention) -> Script[int]:
         (_DELETE_ESCROW_TOKENS, seconds(now - retention.used_escrow_tokens)),
         (_DELETE_SESSIONS, seconds(now - retention.browser_sessions)),
         (_DELETE_PARKED, seconds(now - retention.events)),
+        (_DELETE_DELIVERIES, seconds(now - retention.deliveries)),
         (_DELETE_MESSAGES, seconds(now - retention.cluster_messages)),
     ):
         deleted += len((yield sql, {"before": before, "limit": limit}))

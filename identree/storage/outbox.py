@@ -87,6 +87,10 @@ SAVE_CURSOR = (
     "INSERT INTO sink_cursors (instance, sink, seq) VALUES (:instance, :sink, :seq) "
     "ON CONFLICT (instance, sink) DO UPDATE SET seq = excluded.seq WHERE sink_cursors.seq < excluded.seq"
 )
+_FIRST_CURSOR = (
+    "INSERT INTO sink_cursors (instance, sink, seq) VALUES (:instance, :sink, :seq) "
+    "ON CONFLICT (instance, sink) DO NOTHING"
+)
 # One statement for the whole pass; only PostgreSQL has unsealed rows.
 _SEAL = """
 UPDATE outbox SET seq = sealed.seq, record = sealed.record, hash = sealed.hash, fields = ''
@@ -154,6 +158,12 @@ def cursor(instance: str, sink: str) -> Script[int]:
     """The last acknowledged number; -1 when there is none."""
     rows = yield _CURSOR, {"instance": instance, "sink": sink}
     return int(rows[0][0]) if rows else -1
+
+
+def first_cursor(instance: str, sink: str) -> Script[None]:
+    """A place behind the newest record, for a sink that has none."""
+    [(next_seq, _)] = (yield HEAD, {"instance": instance}) or [(0, "")]
+    yield Do(_FIRST_CURSOR, {"instance": instance, "sink": sink, "seq": next_seq - 1})
 
 
 def save_cursor(instance: str, sink: str, seq: int) -> Script[None]:
@@ -578,6 +588,10 @@ class Outbox:
     async def position(self, sink: str) -> int:
         instance = self.instance
         return await self._driver.read(lambda: cursor(instance, sink))
+
+    async def begin(self, sink: str) -> None:
+        instance = self.instance
+        await self._driver.write(lambda: first_cursor(instance, sink))
 
     async def reached(self, seq: int) -> None:
         await self._publisher.wait(seq - 1)

@@ -56,6 +56,7 @@ from identree.storage.jobs import (
     wake_ups,
     watched,
 )
+from identree.storage.notices import RELOAD_NOTIFY
 from identree.storage.outbox import LOG, Chain, Publisher
 from identree.storage.script import Do, Effects, MakeScript, Owner, OwnerOf, Row, Script, T, Taken
 
@@ -995,6 +996,8 @@ class PostgresDriver:
             self._bus.deliver((Live(event="revoked", username=user if isinstance(user, str) else ""),))
         elif channel == CLUSTER and body.get("type") == PUBLISHED:
             self._bus.deliver((Live(event=PUBLISHED, username=""),))
+        elif channel == CLUSTER and body.get("type") == RELOAD_NOTIFY:
+            self._bus.deliver((Live(event=RELOAD_NOTIFY, username=""),))
 
     def _notified_long(self, channel: str, text: str | None) -> None:
         # a message about a message would never end

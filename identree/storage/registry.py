@@ -15,6 +15,7 @@ from identree.core import audit
 from identree.core.challenge import Live
 from identree.core.events import (
     KINDS,
+    ConfigChanged,
     EnrolmentTokenCreated,
     Event,
     HostEnrolled,
@@ -59,6 +60,7 @@ OUTSIDE: tuple[type[Event], ...] = (
     HostSecretRotated,
     EnrolmentTokenCreated,
     RevealedBreakglass,
+    ConfigChanged,
 )
 
 _LOOK = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from twisted.internet.defer import Deferred
 
@@ -23,9 +23,11 @@ from identree.storage import (
     grace,
     history,
     logins,
+    notices,
     operations,
     outbox,
     parking,
+    policies,
     registry,
 )
 from identree.storage.bus import Bus
@@ -39,6 +41,8 @@ from identree.storage.interface import (
     Change,
     Ciphertext,
     Counts,
+    Delivery,
+    DeliveryState,
     DirectoryState,
     Enrolment,
     EnrolmentToken,
@@ -50,8 +54,11 @@ from identree.storage.interface import (
     Login,
     Opening,
     Parked,
+    Planned,
+    PolicyVersion,
     PosixCounter,
     PosixId,
+    PushDevice,
     Redeem,
     RegistryLook,
     RegistryPage,
@@ -63,7 +70,7 @@ from identree.storage.interface import (
 from identree.storage.jobs import MOST_OUTSTANDING
 from identree.storage.operations import Retention
 from identree.storage.outbox import LOG, Outbox, Publisher
-from identree.storage.script import Driver, MakeScript, T, Taken
+from identree.storage.script import Driver, MakeScript, Script, T, Taken
 
 # Never more rows than this in one answer, whatever is asked for.
 MOST_ROWS = 10_000
@@ -413,6 +420,97 @@ class SqlStore:
     async def take_outside_events(self, limit: int = 100) -> int:
         return await self._recording(lambda: registry.take_outside(_bounded(limit)))
 
+    # -- approval policies --------------------------------------------------------------------------------------------
+    async def policies(self, version: int | None = None) -> PolicyVersion | None:
+        return await self._driver.read(lambda: policies.get(version))
+
+    async def policy_versions(self, before: int | None = None, limit: int = 50) -> list[PolicyVersion]:
+        return await self._driver.read(lambda: policies.page(before, _bounded(limit)))
+
+    async def save_policies(
+        self,
+        document: str,
+        *,
+        seen: int,
+        author: str,
+        note: str,
+        now: datetime,
+        events: Sequence[Event] = (),
+        history: Sequence[HistoryEntry] = (),
+        outside: bool = False,
+    ) -> PolicyVersion:
+        def make() -> Script[PolicyVersion]:
+            return policies.save(
+                document,
+                seen=seen,
+                author=author,
+                note=note,
+                now=now,
+                events=events,
+                history=history,
+                outside=outside,
+            )
+
+        return await (self._driver.write(make) if outside else self._recording(make))
+
+    # -- notifications ------------------------------------------------------------------------------------------------
+    async def plan_deliveries(self, planned: Sequence[Planned], now: datetime) -> int:
+        return await self._driver.write(lambda: notices.plan(planned, now)) if planned else 0
+
+    async def claim_deliveries(self, owner: str, now: datetime, lease: timedelta, limit: int) -> list[Delivery]:
+        return await self._driver.write(lambda: notices.claim(owner, now, lease, _bounded(limit)))
+
+    async def settle_delivery(
+        self,
+        id: int,
+        owner: str,
+        state: DeliveryState,
+        now: datetime,
+        *,
+        error: str = "",
+        reference: str = "",
+        due_at: datetime | None = None,
+    ) -> bool:
+        return await self._driver.write(
+            lambda: notices.settle(id, owner, state, now, error=error, reference=reference, due_at=due_at)
+        )
+
+    async def drop_deliveries(self, code: str, now: datetime, why: str) -> int:
+        return await self._driver.write(lambda: notices.drop(code, now, why))
+
+    async def deliveries(
+        self,
+        *,
+        before: int | None = None,
+        channel: str = "",
+        state: DeliveryState | None = None,
+        code: str = "",
+        limit: int = 50,
+    ) -> list[Delivery]:
+        return await self._driver.read(lambda: notices.page(before, channel, state, code, _bounded(limit)))
+
+    async def next_delivery(self) -> datetime | None:
+        return await self._driver.read(notices.next_due)
+
+    async def delivery_counts(self) -> dict[DeliveryState, int]:
+        return await self._driver.read(notices.waiting)
+
+    # -- push devices -------------------------------------------------------------------------------------------------
+    async def add_push_device(self, device: PushDevice, event: Event, limit: int) -> bool:
+        return await self._recording(lambda: notices.add_device(device, event, limit))
+
+    async def push_devices(self, username: str | None = None, after: str = "", limit: int = 500) -> list[PushDevice]:
+        return await self._driver.read(lambda: notices.devices(username, after, _bounded(limit)))
+
+    async def push_device(self, id: str) -> PushDevice | None:
+        return await self._driver.read(lambda: notices.device(id))
+
+    async def remove_push_device(self, id: str, event: Event, *, username: str = "") -> bool:
+        return await self._recording(lambda: notices.remove_device(id, event, username))
+
+    async def push_sent(self, id: str, now: datetime) -> None:
+        await self._driver.write(lambda: notices.pushed(id, now))
+
     # -- the audit chain ----------------------------------------------------------------------------------------------
     async def record(self, events: Sequence[Event]) -> None:
         await self._recording(lambda: outbox.record(events))
@@ -463,6 +561,9 @@ class SqlStore:
 
     async def ping(self) -> None:
         await self._driver.write(operations.ping)
+
+    async def tell_replicas(self, event: str) -> None:
+        await self._driver.write(lambda: notices.tell_replicas(event))
 
     def subscribe(self, listener: Callable[[Live], None]) -> Callable[[], None]:
         return self._bus.subscribe(listener)

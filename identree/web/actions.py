@@ -8,7 +8,7 @@ a value, so that they can always show what the server said.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from twisted.web.iweb import IRequest
 
@@ -17,6 +17,7 @@ from identree.app.people import People
 from identree.app.rules import Rules
 from identree.core import names
 from identree.core.challenge import UNKNOWN_HOST
+from identree.core.errors import AdminRequired
 from identree.web.forms import Forms
 from identree.web.reading import Addresses, wants_json
 from identree.web.replies import see_other, send_json
@@ -84,7 +85,34 @@ class ActionRoutes:
     async def approve_all(self, request: IRequest) -> bytes:
         sent = await self._forms.accepted(request)
         outcomes = await self._decisions.approve_all(sent.caller, address=sent.address)
-        return self._answer(request, _counted("approved_all", len(outcomes)))
+        done = _counted("approved_all", len(outcomes))
+        left = await self._decisions.left_to_approve(sent.caller)
+        if left:
+            done = replace(done, flashes=(*done.flashes, ("left_out", (str(left),))))
+        return self._answer(request, done)
+
+    @router.route("/api/challenges/withdraw", methods=["POST"])
+    async def withdraw(self, request: IRequest) -> bytes:
+        """Take one's own approval back, as long as others are missing. Deployed versions do not have it."""
+        sent = await self._forms.accepted(request)
+        id = names.challenge_id(sent.get("challenge_id"))
+        challenge = await self._decisions.withdraw(sent.caller, id, address=sent.address)
+        withdrawn = ("withdrawn", (challenge.user_code,))
+        return self._answer(request, Done(flashes=(withdrawn,), details={"status": challenge.status.value}))
+
+    @router.route("/api/challenges/override", methods=["POST"])
+    async def override(self, request: IRequest) -> bytes:
+        """Deployed pages send no ``reason``; here one is required, since it is what an emergency leaves behind."""
+        sent = await self._forms.accepted(request)
+        if not sent.caller.is_admin:
+            raise AdminRequired
+        id = names.challenge_id(sent.get("challenge_id"))
+        outcome = await self._decisions.override(
+            sent.caller, id, reason=names.decision_reason(sent.get("reason")), address=sent.address
+        )
+        challenge = outcome.challenge
+        overridden = ("break_glass_override", (challenge.shown_host, challenge.username))
+        return self._answer(request, Done(flashes=(overridden,), details=_details(outcome)))
 
     @router.route("/api/challenges/reject", methods=["POST"])
     async def reject(self, request: IRequest) -> bytes:

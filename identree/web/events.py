@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,18 @@ from identree.web.sessions import BrowserSessions
 
 EVENTS_PATH = b"/api/events"
 # What browsers are told of (spec/web-ui section 9).
-EVENTS = frozenset({"challenge_created", "challenge_updated", "challenge_resolved", "session_changed", "host_changed"})
+EVENTS = frozenset(
+    {
+        "challenge_created",
+        "challenge_updated",
+        "challenge_resolved",
+        "session_changed",
+        "host_changed",
+        # of ours, for the pages of administrators
+        "policies_changed",
+        "deliveries_changed",
+    }
+)
 
 # Frames that can be replayed after a reconnect.
 JOURNAL_FRAMES = 1024
@@ -125,6 +137,8 @@ class EventStreams:
 
     :param epoch: names this process in event ids; another process cannot replay our journal.
     :param limit, limit_per_user: open streams at a time.
+    :param follows_all: whether what concerns others may concern a person: administrators, and those whom a policy names
+        as approvers. A wake-up says no more than that something has happened.
     """
 
     _log = Logger()
@@ -137,7 +151,9 @@ class EventStreams:
         epoch: str,
         limit: int,
         limit_per_user: int,
+        follows_all: Callable[[Caller], bool] = lambda caller: caller.is_admin,
     ) -> None:
+        self._follows_all = follows_all
         self.answers = TextAnswers()
         self.limit = limit
         self._sessions = sessions
@@ -201,7 +217,7 @@ class EventStreams:
     def _add(self, stream: _Stream) -> None:
         self._count += 1
         self._by_user.setdefault(stream.caller.username, set()).add(stream)
-        if stream.caller.is_admin:
+        if self._follows_all(stream.caller):
             self._admins.add(stream)
         # the slot that was just served: its next turn is in KEEPALIVE_SECONDS
         self._slots[self._slot].add(stream)
@@ -264,7 +280,7 @@ class EventStreams:
         made: dict[tuple[str, int], tuple[bytes, bytes]] = {}
         for stream in [stream for stream, _ in zip(self._behind, range(SLICE), strict=False)]:
             del self._behind[stream]
-            key = ("" if stream.caller.is_admin else stream.caller.username, stream.seen)
+            key = ("" if stream in self._admins else stream.caller.username, stream.seen)
             if key not in made:
                 missed = self._missed(*key)
                 made[key] = (missed, _chunk(missed) if missed else b"")
@@ -324,9 +340,10 @@ class EventStreams:
         except SessionExpired:
             self._end(stream)
             return
-        if caller.is_admin != stream.caller.is_admin and not stream.ended.called:
-            stream.caller = caller
-            (self._admins.add if caller.is_admin else self._admins.discard)(stream)
+        follows = self._follows_all(caller)
+        if follows != (stream in self._admins) and not stream.ended.called:
+            (self._admins.add if follows else self._admins.discard)(stream)
+        stream.caller = caller
 
     def _end(self, stream: _Stream) -> None:
         if not stream.ended.called:

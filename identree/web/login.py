@@ -5,12 +5,14 @@ Signing in and out, and what a person sets for the browser (spec/web-ui sections
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from twisted.web.iweb import IRequest
 
 from identree.app.development import Development, Seed
-from identree.app.people import LOGIN_LIFE, People
+from identree.app.onetap import OneTapLinks
+from identree.app.people import LOGIN_LIFE, People, SignedIn
 from identree.app.rules import Rules
 from identree.core import names
 from identree.core.errors import Invalid, LoginFailed, ProviderUnavailable, Refused, SessionExpired, Throttled
@@ -48,6 +50,11 @@ SEED_BODY_BYTES = 65_536
 SEED_ENTRIES = 1000
 # Ten years.
 LONGEST_AGO_MINUTES = 5_256_000
+# A sign-in older than this satisfies nobody who asks for a fresh one.
+LONGEST_FRESH_SECONDS = 366 * 86_400
+# Keeps a one-tap link over the sign-in that it needs.
+ONE_TAP_COOKIE = "pam_onetap"
+ONE_TAP_PREFIX = "/api/onetap/"
 ANY_METHOD = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -62,7 +69,9 @@ class LoginRoutes:
         addresses: Addresses,
         cards: Cards,
         rules: Callable[[], Rules],
+        one_taps: OneTapLinks | None = None,
     ) -> None:
+        self._one_taps = one_taps
         self.answers = CardAnswers(cards)
         self._people = people
         self._sessions = sessions
@@ -72,7 +81,10 @@ class LoginRoutes:
 
     @router.route("/sessions/login", methods=["GET"])
     async def login(self, request: IRequest) -> bytes:
-        """To the identity provider; ``next`` is the page that the person wanted."""
+        """
+        To the identity provider; ``next`` is the page that the person wanted, ``fresh`` asks for a sign-in that is at
+        most so many seconds old.
+        """
         parameters = query(request)
         if parameters.get("signed_out") == "1":
             return self._cards.card(request, 200, SIGNED_OUT, retry=LOGIN_PATH)
@@ -81,6 +93,7 @@ class LoginRoutes:
                 address=self._addresses.of(request),
                 browser=cookie(request, LOGIN_COOKIE),
                 return_to=parameters.get("next", "/"),
+                fresh=_fresh(parameters.get("fresh", "")),
             )
         except Throttled as refusal:
             retry_after(request, refusal.retry_after)
@@ -116,7 +129,17 @@ class LoginRoutes:
         except ProviderUnavailable:
             return self._provider_unavailable(request)
         self._sessions.signed_in(request, signed_in)
-        return see_other(request, self._rules().external_url + signed_in.return_to)
+        return see_other(request, self._rules().external_url + await self._wanted(request, signed_in))
+
+    async def _wanted(self, request: IRequest, signed_in: SignedIn) -> str:
+        """Where it goes on: a one-tap link that asked for the sign-in, if it is this person's, comes first."""
+        token = cookie(request, ONE_TAP_COOKIE)
+        if not token:
+            return signed_in.return_to
+        set_cookie(request, ONE_TAP_COOKIE, "", max_age=0, secure=self._rules().secure)
+        if self._one_taps is not None and await self._one_taps.resumable(signed_in.caller, token):
+            return ONE_TAP_PREFIX + token
+        return signed_in.return_to
 
     @router.route("/signout", methods=["POST"])
     async def sign_out(self, request: IRequest) -> bytes:
@@ -163,6 +186,13 @@ class LoginRoutes:
     def _provider_unavailable(self, request: IRequest) -> bytes:
         retry_after(request, RETRY_UNAVAILABLE_SECONDS)
         return self._cards.card(request, 503, PROVIDER_UNAVAILABLE, retry=LOGIN_PATH)
+
+
+def _fresh(text: str) -> timedelta | None:
+    """None: an ordinary sign-in."""
+    if not (text.isascii() and text.isdigit()):
+        return None
+    return timedelta(seconds=min(int(text[:9]), LONGEST_FRESH_SECONDS))
 
 
 class DevelopmentRoutes:

@@ -33,6 +33,8 @@ APPROVE_SECONDS = 60.0
 # ``ABCDEF-123456``
 CODE_LENGTH = 13
 DASH_AT = 6
+# Requests on the dashboard for which it is said who else may approve them: each goes through all approvers.
+MOST_EXPLAINED = 20
 # Lines of recent activity on the dashboard.
 ACTIVITY_LINES = 10
 
@@ -122,7 +124,16 @@ class PageRoutes:
             return self._not_pending(request)
         required, choices = self._decisions.justification()
         reading = self._render.reading(request)
-        view = request_view(challenge, caller, reading, reason_required=required, choices=choices)
+        caller = await self._decisions.known(caller)
+        view = request_view(
+            challenge,
+            caller,
+            reading,
+            reason_required=required,
+            choices=choices,
+            obstacle=self._decisions.obstacle(caller, challenge),
+            who=self._decisions.who_may(caller, challenge),
+        )
         flashes = self._sessions.flashes(request)
         return self._render.page(
             request,
@@ -147,7 +158,16 @@ class PageRoutes:
         item = None
         if not state.over:
             required, choices = self._decisions.justification()
-            item = request_view(challenge, caller, reading, reason_required=required, choices=choices)
+            caller = await self._decisions.known(caller)
+            item = request_view(
+                challenge,
+                caller,
+                reading,
+                reason_required=required,
+                choices=choices,
+                obstacle=self._decisions.obstacle(caller, challenge),
+                who=self._decisions.who_may(caller, challenge),
+            )
         return self._render.fragment(
             request, "fragments/challenge.html", state=state, item=item, shell=await self._shell(caller, ())
         )
@@ -186,6 +206,7 @@ class PageRoutes:
         sessions = await self._decisions.grace_sessions(caller)
         history = await self._decisions.activity(caller, ACTIVITY_LINES)
         required, choices = self._decisions.justification()
+        caller = await self._decisions.known(caller)
         view = dashboard(
             caller,
             self._render.reading(request),
@@ -196,6 +217,8 @@ class PageRoutes:
             reason_required=required,
             choices=choices,
             highlighted=highlighted(flashes),
+            obstacles={one.id: self._decisions.obstacle(caller, one) for one in pending},
+            whos={one.id: self._decisions.who_may(caller, one) for one in pending[:MOST_EXPLAINED]},
         )
         shell = self._framed(caller, len(view.requests), flashes)
         return self._render.page(

@@ -21,7 +21,10 @@ from identree.app.health import Health, InThread
 from identree.app.hosts import Hosts
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
+from identree.app.notices import Notices
+from identree.app.onetap import OneTapLinks
 from identree.app.people import People
+from identree.app.policies import PolicyBook
 from identree.app.ports import Monotonic, Now
 from identree.app.provision import Provisioning
 from identree.app.registry import Enrolments
@@ -35,6 +38,8 @@ from identree.web import directory as directory_routes
 from identree.web import fleet as fleet_routes
 from identree.web import hosts as host_routes
 from identree.web import login as login_routes
+from identree.web import notifications as notification_routes
+from identree.web import policies as policy_routes
 from identree.web.actions import ActionRoutes
 from identree.web.breakglass import BreakGlassRoutes, HeartbeatRoutes
 from identree.web.deploy import BODY_LIMITS as DEPLOY_BODY_LIMITS
@@ -47,8 +52,11 @@ from identree.web.fleet import AdminCalls, CallAnswers, FleetCalls, FleetDesk, F
 from identree.web.forms import Forms
 from identree.web.hooks import WEBHOOK_BODY_BYTES, WEBHOOK_PATH, HookRoutes
 from identree.web.login import DevelopmentRoutes, LoginRoutes
+from identree.web.notifications import InstallRoutes, NotificationCalls, NotificationRoutes, PushRoutes
+from identree.web.onetap import OneTapRoutes
 from identree.web.operations import HEALTH_PATH, LIVE_PATH, METRICS_PATH, READY_PATH, OperationsRoutes
 from identree.web.pages import PageRoutes
+from identree.web.policies import PolicyRoutes, PreviewRoutes
 from identree.web.provision import ProvisionRoutes
 from identree.web.reading import Addresses, Credentials, cut
 from identree.web.render import Renderer
@@ -263,6 +271,11 @@ def build_site(
     deploys: DeployDesk | None = None,
     fleet: FleetDesk | None = None,
     directory: DirectoryDesk | None = None,
+    one_taps: OneTapLinks | None = None,
+    policies: PolicyBook | None = None,
+    notices: Notices | None = None,
+    channels: Callable[[], tuple[str, ...]] = tuple,
+    host_groups: Callable[[], tuple[str, ...] | None] = lambda: None,
     refresh_wanted: Callable[[], None] = lambda: None,
     trail: Trail | None = None,
     measure: Sequence[Callable[[], None]] = (),
@@ -273,6 +286,9 @@ def build_site(
     :param development: routed only when ``settings.dev_login``.
     :param credentials: reads what hosts present; by default without client certificates.
     :param provisioning: None: its endpoint does not exist.
+    :param one_taps, policies, notices: None: what belongs to them does not exist.
+    :param channels: names of the notification channels.
+    :param host_groups: of the host registry; None: there is none.
     :param enrolments, downloads, deploys, fleet: the same.
     :param directory: None: its pages do not exist.
     :param refresh_wanted: what PocketID's webhook calls.
@@ -289,6 +305,7 @@ def build_site(
         epoch=token(4),
         limit=settings.max_streams,
         limit_per_user=settings.max_streams_per_user,
+        follows_all=decisions.follows_all,
     )
     store.subscribe(streams.heard)
 
@@ -321,10 +338,13 @@ def build_site(
             journal=journal or Journal(),
         ),
         StaticRoutes(renderer.assets),
+        InstallRoutes(renderer),
         ActionRoutes(
             decisions=decisions, people=people, sessions=sessions, addresses=addresses, cards=renderer, rules=rules
         ),
-        LoginRoutes(people=people, sessions=sessions, addresses=addresses, cards=renderer, rules=rules),
+        LoginRoutes(
+            people=people, sessions=sessions, addresses=addresses, cards=renderer, rules=rules, one_taps=one_taps
+        ),
         operations,
     ]
     if settings.dev_login and development is not None:
@@ -333,6 +353,57 @@ def build_site(
                 development=development, people=people, sessions=sessions, addresses=addresses, rules=rules
             )
         )
+    if one_taps is not None:
+        routes.append(
+            OneTapRoutes(
+                links=one_taps,
+                decisions=decisions,
+                forms=Forms(people=people, sessions=sessions, addresses=addresses),
+                sessions=sessions,
+                render=renderer,
+                rules=rules,
+                ends_at=people.session_ends_at,
+                address=addresses.of,
+                monotonic=monotonic,
+            )
+        )
+    presented = credentials or Credentials()
+    if policies is not None:
+        routes += [
+            PolicyRoutes(
+                book=policies,
+                decisions=decisions,
+                forms=Forms(people=people, sessions=sessions, addresses=addresses),
+                sessions=sessions,
+                render=renderer,
+                rules=rules,
+                ends_at=people.session_ends_at,
+                channels=channels,
+                host_groups=host_groups,
+            ),
+            PreviewRoutes(
+                book=policies,
+                hosts=hosts,
+                sessions=sessions,
+                calls=AdminCalls(people=people, sessions=sessions),
+                addresses=addresses,
+                credentials=presented,
+            ),
+        ]
+    if notices is not None:
+        routes += [
+            NotificationRoutes(
+                desk=notices,
+                decisions=decisions,
+                forms=Forms(people=people, sessions=sessions, addresses=addresses),
+                sessions=sessions,
+                render=renderer,
+                rules=rules,
+                ends_at=people.session_ends_at,
+            ),
+            NotificationCalls(desk=notices, calls=AdminCalls(people=people, sessions=sessions), addresses=addresses),
+            PushRoutes(desk=notices, people=people, sessions=sessions, addresses=addresses),
+        ]
     if directory is not None:
         routes.append(
             DirectoryRoutes(
@@ -345,7 +416,6 @@ def build_site(
                 ends_at=people.session_ends_at,
             )
         )
-    presented = credentials or Credentials()
     if provisioning is not None:
         routes.append(
             ProvisionRoutes(provisioning=provisioning, credentials=presented, addresses=addresses, metrics=metrics)
@@ -441,6 +511,13 @@ def build_site(
             breakglass_routes.HEARTBEAT_PATH.encode(): breakglass_routes.HEARTBEAT_BODY_BYTES,
             fleet_routes.REVEAL_PATH.encode(): fleet_routes.REVEAL_BODY_BYTES,
             fleet_routes.REMOVE_PATH.encode(): fleet_routes.REMOVE_BODY_BYTES,
+            policy_routes.IMPORT_PATH.encode(): policy_routes.IMPORT_BODY_BYTES,
+            policy_routes.PREVIEW_PATH.encode(): policy_routes.PREVIEW_BODY_BYTES,
+            b"/api/policies/add": policy_routes.FORM_BODY_BYTES,
+            b"/api/policies/update": policy_routes.FORM_BODY_BYTES,
+            b"/api/notification/routes/add": notification_routes.FORM_BODY_BYTES,
+            b"/api/notification/routes/update": notification_routes.FORM_BODY_BYTES,
+            b"/api/push/devices": notification_routes.DEVICE_BODY_BYTES,
             directory_routes.ADD_PATH.encode(): directory_routes.RULE_BODY_BYTES,
             directory_routes.UPDATE_PATH.encode(): directory_routes.RULE_BODY_BYTES,
         },

@@ -18,7 +18,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from identree.core import errors, names
+from identree.core import durations, errors, names
 from identree.core.errors import Refused
 from identree.core.requests import current
 from identree.web.reading import form, wants_json
@@ -34,6 +34,9 @@ STATUSES: tuple[tuple[type[Refused], int], ...] = (
     (errors.NotFound, 404),
     (errors.DuplicateApproval, 409),
     (errors.Superseded, 409),
+    (errors.PoliciesChanged, 409),
+    (errors.OneTapUsed, 409),
+    (errors.OneTapExpired, 410),
 )
 
 LOGIN_PATH = "/sessions/login"
@@ -105,7 +108,22 @@ def way_back(request: IRequest, refusal: Refused) -> str | None:
     except errors.Invalid:
         fields = {}
     page = names.local_path(fields.get("page") or fields.get("from", ""))
+    if isinstance(refusal, errors.FreshLoginRequired):
+        return step_up(page, refusal)
     return f"{LOGIN_PATH}?next={quote(page, safe='/')}" if signs_in else page
+
+
+def step_up(page: str, refusal: errors.FreshLoginRequired) -> str:
+    """
+    The sign-in that satisfies the refusal and comes back to the page.
+
+    :param page: a local path.
+    """
+    try:
+        seconds = int(durations.parse(refusal.detail).total_seconds())
+    except ValueError:
+        seconds = 0
+    return f"{LOGIN_PATH}?next={quote(page, safe='/')}&fresh={seconds}"
 
 
 def hint(request: IRequest, refusal: Refused) -> None:

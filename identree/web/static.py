@@ -28,8 +28,8 @@ _COMPRESS_FROM_BYTES = 860
 TYPES: Mapping[str, str] = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".png": "image/png",
     ".svg": "image/svg+xml",
-    ".webmanifest": "application/manifest+json",
 }
 
 
@@ -73,6 +73,10 @@ class Assets:
 
     def get(self, name: str) -> Asset | None:
         return self._assets.get(name)
+
+    def read(self, name: str) -> bytes:
+        """:raise KeyError: there is no such file."""
+        return self._assets[name].body
 
     def path(self, name: str) -> str:
         """:raise KeyError: there is no such file; a page must not refer to it."""

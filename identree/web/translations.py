@@ -346,6 +346,38 @@ SENTENCES: Mapping[str, Message] = {
         N_("Override not permitted"),
         N_("The policy of this host does not permit an override. Approve the request in the usual way."),
     ),
+    "self_approval_forbidden": Message(
+        N_("Somebody else has to approve"),
+        N_("The policy of this host does not let people approve their own requests. Ask somebody else to approve it."),
+    ),
+    "not_an_approver": Message(
+        N_("You are not one of the approvers"),
+        N_("The policy of this host names the groups whose members may approve, and you are in none of them."),
+    ),
+    "policies_from_file": Message(
+        N_("The policies come from a file"),
+        N_("Change the policy file on the server; it is read again within seconds. Nothing was changed here."),
+    ),
+    "policies_changed": Message(
+        N_("Somebody else has changed the policies"),
+        N_("Nothing was changed. Load the page again, look at the policies as they are now, then repeat it."),
+    ),
+    "login_not_fresh": Message(
+        N_("The sign-in was not a new one"),
+        N_("The identity provider did not confirm that you signed in just now. Sign out there, then try again."),
+    ),
+    "one_tap_used": Message(
+        N_("This link was used already"),
+        N_("It approves once. If sudo still waits, approve on the dashboard."),
+    ),
+    "one_tap_invalid": Message(
+        N_("This link is not valid"),
+        N_("Open it again from the notification, or approve on the dashboard."),
+    ),
+    "one_tap_expired": Message(
+        N_("This link has expired"),
+        N_("The request is over. Run sudo again for a new one."),
+    ),
     "session_expired_sign_in": Message(
         N_("Your sign-in has ended"),
         N_("You were signed out, or away for more than 30 minutes. Sign in again; nothing was changed."),

@@ -9,9 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 
-from identree.app.decisions import LONGEST_EXTENSION
+from identree.app.decisions import LONGEST_EXTENSION, WhoMay
 from identree.app.people import Caller
 from identree.core.challenge import Challenge, GraceSession, HistoryEntry, Status
+from identree.core.errors import (
+    AccountDisabled,
+    AdminRequired,
+    FreshLoginRequired,
+    NotAnApprover,
+    OutsideWindow,
+    Refused,
+    SelfApprovalForbidden,
+)
+from identree.web import explanations
+from identree.web.router import step_up
 from identree.web.translations import N_, Language
 
 # Extensions that the menu offers, in seconds, where the server would grant them whole.
@@ -80,6 +91,11 @@ class RequestView:
     :ivar ends: unix seconds.
     :ivar whole_seconds: the whole life, of which the bar shows the rest.
     :ivar why_not: why the caller cannot approve; empty when he can.
+    :ivar step_up: path of the sign-in that would help, or empty.
+    :ivar because, asks: sentences: why the policy applies, and what it asks for.
+    :ivar others: who else may approve, as a sentence, or empty.
+    :ivar overridable: the caller may override the policy.
+    :ivar withdrawable: the caller's approval counts and can be taken back.
     :ivar reason_asked: ``no``, ``optional`` or ``required``.
     :ivar version: changes when a page should show the request anew.
     """
@@ -108,6 +124,12 @@ class RequestView:
     approvers: tuple[str, ...]
     progress: str
     why_not: str
+    step_up: str
+    because: tuple[str, ...]
+    asks: tuple[str, ...]
+    others: str
+    overridable: bool
+    withdrawable: bool
     reason_asked: str
     choices: tuple[str, ...]
     version: str
@@ -130,10 +152,53 @@ def code_groups(code: str) -> tuple[str, ...]:
     return tuple(part for part in (letters[:3], letters[3:], dash, digits[:3], digits[3:]) if part)
 
 
+def _obstacle(refusal: Refused | None, challenge: Challenge, reading: Reading) -> tuple[str, str]:
+    """Why the caller cannot approve, and the path of a sign-in that would help; both may be empty."""
+    _ = reading.language.gettext
+    if isinstance(refusal, AdminRequired):
+        return _("Only an administrator can approve this. You can reject it."), ""
+    if isinstance(refusal, SelfApprovalForbidden):
+        return _("The policy wants somebody else than you to approve this."), ""
+    if isinstance(refusal, NotAnApprover):
+        return _("Only members of %(groups)s can approve this.", groups=refusal.detail), ""
+    if isinstance(refusal, OutsideWindow):
+        return _("It can be approved at these times only: %(window)s.", window=refusal.detail), ""
+    if isinstance(refusal, FreshLoginRequired):
+        words = _("The policy wants a sign-in within the last %(time)s.", time=refusal.detail)
+        return words, step_up(f"/approve/{challenge.user_code}", refusal)
+    if isinstance(refusal, AccountDisabled):
+        return _("The account of %(user)s is disabled.", user=challenge.username), ""
+    return ("" if refusal is None else _("You cannot approve this.")), ""
+
+
+def _others(who: WhoMay | None, reading: Reading) -> str:
+    if who is None or not who.known:
+        return ""
+    language = reading.language
+    if not who.names:
+        return language.gettext("Nobody else may approve it.")
+    names = ", ".join(who.names)
+    if who.more:
+        return language.gettext("%(names)s and %(num)s others may approve it too.", names=names, num=who.more)
+    return language.gettext("May approve it too: %(names)s.", names=names)
+
+
 def request_view(
-    challenge: Challenge, caller: Caller, reading: Reading, *, reason_required: bool, choices: Sequence[str]
+    challenge: Challenge,
+    caller: Caller,
+    reading: Reading,
+    *,
+    reason_required: bool,
+    choices: Sequence[str],
+    obstacle: Refused | None = None,
+    who: WhoMay | None = None,
 ) -> RequestView:
-    """A pending challenge as ``caller`` sees it."""
+    """
+    A pending challenge as ``caller`` sees it.
+
+    :param obstacle: why the caller's approval would not count (``Decisions.obstacle``).
+    :param who: may approve beside the caller; None: it is not said.
+    """
     _ = reading.language.gettext
     context = challenge.context
     told = (
@@ -143,14 +208,23 @@ def request_view(
     )
     remaining = challenge.remaining_seconds(reading.now)
     missing = challenge.required_approvals - len(challenge.approvals)
-    if challenge.approved_already(caller.username):
+    login = ""
+    counted = challenge.approved_already(caller.username)
+    if counted:
         why_not = reading.language.ngettext(
             "You approved this. %(num)s more person has to.", "You approved this. %(num)s more people have to.", missing
         )
-    elif challenge.require_admin and not caller.is_admin:
-        why_not = _("Only an administrator can approve this. You can reject it.")
     else:
-        why_not = ""
+        if obstacle is None and challenge.require_admin and not caller.is_admin:
+            obstacle = AdminRequired()
+        why_not, login = _obstacle(obstacle, challenge, reading)
+    overridable = (
+        challenge.bypass_allowed
+        and caller.is_admin
+        and not (challenge.forbid_self_approval and challenge.username.lower() == caller.username.lower())
+        and not isinstance(obstacle, AccountDisabled)
+        and (bool(why_not) or challenge.required_approvals > 1)
+    )
     if challenge.reason:
         reason_asked = "no"
     else:
@@ -183,11 +257,17 @@ def request_view(
         approvers=challenge.approvers,
         progress=progress,
         why_not=why_not,
+        step_up=login,
+        because=explanations.because(challenge.explanation, reading.language),
+        asks=explanations.asks(challenge.explanation, reading.language),
+        others=_others(who, reading),
+        overridable=overridable,
+        withdrawable=counted,
         reason_asked=reason_asked,
         choices=tuple(_(choice) if choice in JUSTIFICATIONS else choice for choice in choices)
         if reason_asked != "no"
         else (),
-        version=f"{len(challenge.approvals)}-{reading.language.code}",
+        version=f"{','.join(challenge.approvers)}-{getattr(obstacle, 'key', '')}-{reading.language.code}",
     )
 
 
@@ -338,13 +418,24 @@ def dashboard(
     reason_required: bool,
     choices: Sequence[str],
     highlighted: str = "",
+    obstacles: Mapping[str, Refused | None] | None = None,
+    whos: Mapping[str, WhoMay] | None = None,
 ) -> Dashboard:
     """
+    :param obstacles, whos: of the requests by their ids, as for :func:`request_view`.
     :param sessions: an admin's list is everybody's; the page shows the caller's own.
     :param highlighted: host whose session was just opened.
     """
     requests = tuple(
-        request_view(challenge, caller, reading, reason_required=reason_required, choices=choices)
+        request_view(
+            challenge,
+            caller,
+            reading,
+            reason_required=reason_required,
+            choices=choices,
+            obstacle=(obstacles or {}).get(challenge.id),
+            who=(whos or {}).get(challenge.id),
+        )
         for challenge in pending
         if challenge.live(reading.now)
     )
@@ -512,6 +603,11 @@ def _banner(code: str, arguments: list[str], reading: Reading) -> Banner | None:
             have=_number(second),
             need=_number(third),
         )
+    elif code == "withdrawn":
+        text = _("Your approval of %(code)s is taken back.", code=first)
+    elif code == "left_out":
+        left = many("%(num)s request was left as it is", "%(num)s requests were left as they are", _number(first))
+        return Banner(kind="calm", icon="info", text=_("%(left)s: a rule does not let you approve it.", left=left))
     elif code == "sudo_added":
         text = _("Added: the sudo rule of %(group)s.", group=first)
     elif code == "sudo_updated":

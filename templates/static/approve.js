@@ -1,6 +1,6 @@
 // The approval page: one request, followed until it is over.
 
-import { find, onTimeRanOut, showCount, showTimes, signedOut, url } from "./page.js";
+import { all, find, onTimeRanOut, showCount, showTimes, signedOut, url } from "./page.js";
 import { handleForms, offerReasons } from "./forms.js";
 import { follow } from "./live.js";
 
@@ -34,6 +34,23 @@ async function refresh() {
     showTimes(next);
     offerReasons(next);
     if (hadFocus) (find("button:not([aria-disabled])", next) ?? next).focus();
+  }
+}
+
+// What was typed survives the sign-in that a policy asks for.
+const kept = `identree-reason-${id}`;
+document.addEventListener("click", (event) => {
+  if (!event.target.closest("[data-step-up]")) return;
+  const typed = all("input[name=reason]", place).find((input) => input.value)?.value;
+  if (typed) sessionStorage.setItem(kept, typed);
+});
+const before = sessionStorage.getItem(kept);
+if (before) {
+  sessionStorage.removeItem(kept);
+  const input = find("form[data-post=approve] input[name=reason]", place);
+  if (input) {
+    input.value = before;
+    input.closest("details")?.setAttribute("open", "");
   }
 }
 

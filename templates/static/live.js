@@ -3,7 +3,7 @@
 
 import { askSession, find, url, words } from "./page.js";
 
-const NAMES = ["challenge_created", "challenge_updated", "challenge_resolved", "session_changed", "resync"];
+const NAMES = ["challenge_created", "challenge_updated", "challenge_resolved", "session_changed", "host_changed", "policies_changed", "deliveries_changed", "resync"];
 const FIRST_PAUSE = 1000;
 const LONGEST_PAUSE = 30000;
 

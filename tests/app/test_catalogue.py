@@ -44,7 +44,9 @@ CATALOGUE = """
 ADDED = """
     challenge_partially_approved challenge_cancelled user_signed_out authentication_failed approval_refused
     ldap_bind_failed audit_checkpoint host_registered host_registration_changed host_secret_rotated
-    enrolment_token_created host_enrolled host_unconfigured
+    enrolment_token_created host_enrolled host_unconfigured challenge_approval_withdrawn notification_channel_changed
+    notification_route_changed notification_preference_saved notification_preference_deleted notification_tested
+    push_device_added push_device_removed
 """.split()
 
 

@@ -57,8 +57,11 @@ class FakeProvider:
         self.identity = Identity(username="alice", groups=("staff",))
         self.redeemed: list[tuple[str, str, str]] = []
 
-    async def authorization_url(self, *, state: str, nonce: str, code_challenge: str) -> str:
-        return f"https://idp.example/authorize?state={state}&code_challenge={code_challenge}"
+    async def authorization_url(
+        self, *, state: str, nonce: str, code_challenge: str, max_age: int | None = None
+    ) -> str:
+        fresh = "" if max_age is None else f"&max_age={max_age}"
+        return f"https://idp.example/authorize?state={state}&code_challenge={code_challenge}{fresh}"
 
     async def redeem(self, *, code: str, verifier: str, nonce: str) -> Identity:
         self.redeemed.append((code, verifier, nonce))

@@ -67,6 +67,22 @@ class FeedContract:
         self.assertEqual(await feed.after(-1, 2), records[:2])
         self.assertEqual((feed.newest, (await feed.head()).hash), (records[2].seq, records[2].hash))
 
+    async def test_begins_at_the_head(self) -> None:
+        """A sink that begins has nothing to do with what was before, and begins once."""
+        records = await self.records(2)
+        feed = self.store.outbox
+        await feed.begin("notifications")
+        self.assertEqual(await feed.position("notifications"), records[-1].seq)
+        later = await self.records(1)
+        await feed.begin("notifications")
+        self.assertEqual(await feed.after(await feed.position("notifications"), 10), later)
+
+    async def test_begins_in_an_empty_chain(self) -> None:
+        """Before the first record everything is still to come."""
+        feed = self.store.outbox
+        await feed.begin("notifications")
+        self.assertEqual(await feed.position("notifications"), -1)
+
     async def test_chains(self) -> None:
         """What there is of every chain, and any stretch of it."""
         records = await self.records(3)

@@ -21,13 +21,16 @@ from identree.core.challenge import (
     Live,
     Status,
     Step,
+    Strength,
     approve,
     auto_approved,
     cancel,
     deny,
     expire,
     opened,
+    override,
     superseded,
+    withdraw,
 )
 from identree.core.errors import (
     AlreadyResolved,
@@ -37,7 +40,9 @@ from identree.core.errors import (
     Superseded,
     TooManyPending,
 )
+from identree.core.explanation import Clause, Explanation
 from identree.storage.interface import BrowserSession, Caps, Change, GraceChange, Login, Opening, OwnerState
+from identree.storage.script import Do, Script
 from identree.storage.store import SqlStore
 from tests.fakes import MemoryLog
 
@@ -79,7 +84,7 @@ def approving(by: str, when: datetime = NOW, grace: datetime | None = None) -> C
             when,
             grace=None
             if grace is None
-            else lambda user, host, _: GraceSession(username=user, hostname=host, expires_at=grace, mac="new"),
+            else lambda c, _: GraceSession(username=c.username, hostname=c.hostname, expires_at=grace, mac="new"),
             superseded=superseded(present, revoked_at),
         )
 
@@ -163,10 +168,98 @@ class StoreContract:
             reason='100% of "it"; <b>it\'s</b> \\ äöü \u2028 :now',
             context=HostContext(command="apt upgrade", cwd="/root", tty="pts/1", remote_host="203.0.113.9"),
             remote_addr="192.0.2.1",
+            forbid_self_approval=True,
+            approver_groups=("dba", "Ops & Co"),
+            max_grace=timedelta(minutes=15),
+            explanation=Explanation(
+                policy="prod",
+                version=3,
+                because=(Clause("host", "*.prod"),),
+                asks=(Clause("approvals", "3"), Clause("admin")),
+            ),
         )
         await self.create(wanted)
         self.assertEqual(await self.store.challenge(wanted.id), wanted)
         self.assertEqual(await self.store.challenge_by_code(wanted.user_code), wanted)
+
+    async def test_unreadable_policy(self) -> None:
+        """A restriction that cannot be read is not taken for none: nobody decides, and it is shown as restricted."""
+        wanted = await self.create()
+
+        def spoil() -> Script[None]:
+            yield Do("UPDATE challenges SET policy_json = :text", {"text": "[1"})
+
+        await self.store._driver.write(spoil)
+        await self.assert_raises(StorageUnavailable, self.store.decide(wanted.id, approving("bob")))
+        shown = await self.store.challenge(wanted.id)
+        assert shown is not None
+        self.assertTrue(shown.forbid_self_approval)
+
+    async def test_withdrawn(self) -> None:
+        """An approval that was taken back is gone, and can be given again; that it was an administrator's is kept."""
+        wanted = await self.create(challenge(required_approvals=2))
+        await self.store.decide(wanted.id, lambda c, _: approve(c, "carol", at(1), as_admin=True))
+        step = await self.store.decide(wanted.id, lambda c, _: withdraw(c, "carol", at(2)))
+        self.assertEqual(step.challenge.approvals, ())
+        self.assertEqual(await self.store.challenge(wanted.id), wanted)
+        await self.store.decide(wanted.id, lambda c, _: approve(c, "carol", at(3), as_admin=True))
+        shown = await self.store.challenge(wanted.id)
+        assert shown is not None
+        self.assertEqual([(one.approver, one.as_admin) for one in shown.approvals], [("carol", True)])
+        self.assertIn("challenge_approval_withdrawn", self.kinds())
+
+    async def test_overridden(self) -> None:
+        """An override is stored as one."""
+        wanted = await self.create(challenge(required_approvals=3, bypass_allowed=True))
+        await self.store.decide(wanted.id, lambda c, _: override(c, "carol", at(1), reason="fire"))
+        shown = await self.store.challenge(wanted.id)
+        assert shown is not None
+        self.assertEqual((shown.status, shown.overridden, shown.approvers), (Status.APPROVED, True, ("carol",)))
+
+    async def test_strength(self) -> None:
+        """What a grace session was opened by comes back with it, alone, in lists, and when a challenge is created."""
+        session = GraceSession(
+            username="alice",
+            hostname="web01",
+            expires_at=at(600),
+            mac="m",
+            strength=Strength(policy="prod", approvals=2, by_admin=True, by_other=True),
+            strength_mac="s",
+        )
+        await self.store.change_grace("alice", "web01", granting(session))
+        self.assertEqual(await self.store.grace("alice", "web01"), session)
+        self.assertEqual(await self.store.grace_sessions("alice", NOW), [session])
+        seen: list[GraceSession | None] = []
+
+        def opened_with(code: str, state: OwnerState) -> Step:
+            seen.append(state.grace)
+            return opened(replace(challenge(), user_code=code))
+
+        await self.store.create_challenge("alice", "web01", ["ABCDEF-111111"], opened_with, Caps(), NOW)
+        self.assertEqual(seen, [session])
+
+    async def test_session_of_groups(self) -> None:
+        """A browser session keeps the groups of its sign-in, and when the person was last seen."""
+        session = BrowserSession(
+            nonce="n", username="alice", started_at=NOW, groups=("dba", "Ä & ö"), authenticated_at=at(-30)
+        )
+        self.assertEqual(await self.store.browser_session(session), session)
+        again = BrowserSession(nonce="n", username="alice", started_at=at(9))
+        self.assertEqual(await self.store.browser_session(again), session)
+
+    async def test_fresh_login(self) -> None:
+        """A sign-in keeps since when it has to be new."""
+        login = Login(
+            nonce="n",
+            verifier="v",
+            client_ip="192.0.2.1",
+            return_to="/approve/ABCDEF-123456",
+            issued_at=NOW,
+            expires_at=at(900),
+            fresh_since=at(-2),
+        )
+        await self.store.start_login(login)
+        self.assertEqual(await self.store.take_login("n", at(1)), login)
 
     async def test_unknown(self) -> None:
         """There is no challenge that nobody created."""

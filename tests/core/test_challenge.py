@@ -71,10 +71,10 @@ class MoveTests(SynchronousTestCase):
     def test_quorum(self) -> None:
         """The last of several different approvers decides, and only then is there a grace session."""
         session = GraceSession(username="alice", hostname="web01", expires_at=AT + timedelta(hours=1))
-        first = moves.approve(pending(required_approvals=2), "alice", AT, grace=lambda u, h, now: session)
+        first = moves.approve(pending(required_approvals=2), "alice", AT, grace=lambda c, now: session)
         self.assertEqual((first.resolved, first.grace, first.history), (False, None, ()))
         self.assertRaises(DuplicateApproval, moves.approve, first.challenge, "alice", AT)
-        second = moves.approve(first.challenge, "carol", AT, grace=lambda u, h, now: session)
+        second = moves.approve(first.challenge, "carol", AT, grace=lambda c, now: session)
         self.assertEqual((second.resolved, second.challenge.approved_by, second.grace), (True, "carol", session))
         self.assertEqual(second.challenge.approvers, ("alice", "carol"))
 

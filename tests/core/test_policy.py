@@ -151,8 +151,9 @@ class MatchingTests(SynchronousTestCase):
         self.assertEqual(ask(policies, group="prod", host="db").policy_name, "")
 
     def test_no_criteria(self) -> None:
-        """A policy without criteria never matches."""
-        self.assertEqual(ask(load({"name": "p", "require_admin": True, "match_hosts": []})), Requirement())
+        """A policy without criteria matches everything, as it is written."""
+        required = ask(load({"name": "p", "require_admin": True, "match_hosts": []}))
+        self.assertEqual((required.policy_name, required.require_admin), ("p", True))
 
 
 class WindowTests(SynchronousTestCase):

@@ -22,6 +22,7 @@ class MinimumTests(SynchronousTestCase):
         """With the minimum, everything else has its default."""
         settings = loaded()
         derived = {"INSTALL_URL", "POCKETID_API_URL", "DATABASE_DSN", "DATABASE_MAX_OPEN_CONNS", "TRUSTED_PROXIES"}
+        derived.add("NOTIFY_ALLOWED_NETWORKS")
         for setting in SETTINGS:
             if setting.name in MINIMUM:
                 self.assertEqual(getattr(settings, setting.attribute), MINIMUM[setting.name])

@@ -18,6 +18,8 @@ from tests.contracts.directory import DirectoryContract
 from tests.contracts.escrow import EscrowContract
 from tests.contracts.feed import FeedContract
 from tests.contracts.fleet import FleetContract
+from tests.contracts.notices import NoticeContract
+from tests.contracts.policies import PolicyContract
 from tests.contracts.registry import RegistryContract
 from tests.contracts.store import StoreContract
 from tests.fakes import MemoryLog, memory_store
@@ -34,6 +36,8 @@ class MemoryStoreTests(
     FeedContract,
     FleetContract,
     RegistryContract,
+    PolicyContract,
+    NoticeContract,
     TestCase,
 ):
     """Everybody's fake."""
@@ -55,7 +59,15 @@ class MemoryStoreTests(
 
 
 class _ServedTests(
-    StoreContract, DirectoryContract, CertificateContract, EscrowContract, FeedContract, FleetContract, RegistryContract
+    StoreContract,
+    DirectoryContract,
+    CertificateContract,
+    EscrowContract,
+    FeedContract,
+    FleetContract,
+    RegistryContract,
+    PolicyContract,
+    NoticeContract,
 ):
     """A server's store, with threads or connections."""
 

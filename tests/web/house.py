@@ -22,8 +22,12 @@ from identree.app.health import Health
 from identree.app.hosts import Credential, Hosts
 from identree.app.journal import Journal
 from identree.app.metrics import Metrics
+from identree.app.noticefile import NoticeFile
+from identree.app.notices import Notices
+from identree.app.onetap import OneTapLinks
 from identree.app.people import Caller, People
-from identree.app.ports import Identity
+from identree.app.policies import PolicyBook
+from identree.app.ports import DeliveryFailed, Identity
 from identree.app.rules import Rules
 from identree.app.waiters import Waiters
 from identree.core import tokens
@@ -31,8 +35,10 @@ from identree.core.addresses import Network
 from identree.core.challenge import Challenge, HistoryEntry, HostContext
 from identree.core.hosts import HostRegistry
 from identree.core.limits import FailureThrottle, SlidingWindow
+from identree.core.noticefiles import parse_channels, parse_preferences
+from identree.core.notices import Channel, Notice
 from identree.core.policy import Policies
-from identree.storage.interface import BrowserSession
+from identree.storage.interface import BrowserSession, PushDevice
 from identree.web.directory import ADMIN_PAGES, DirectoryDesk
 from identree.web.render import Renderer
 from identree.web.root import build_site
@@ -58,11 +64,39 @@ def result(coroutine: Coroutine[Any, Any, T]) -> T:
 class NoProvider:
     """An identity provider that sends people to an address that does not exist."""
 
-    async def authorization_url(self, *, state: str, nonce: str, code_challenge: str) -> str:
+    async def authorization_url(
+        self, *, state: str, nonce: str, code_challenge: str, max_age: int | None = None
+    ) -> str:
         return f"http://provider.test/authorize?state={state}"
 
     async def redeem(self, *, code: str, verifier: str, nonce: str) -> Identity:
         return Identity(username="alice", groups=())
+
+
+async def _at_once(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+class FakeMessenger:
+    """
+    :ivar sent: what was handed over, with the device.
+    :ivar failure: raised instead.
+    """
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Channel, Notice, PushDevice | None]] = []
+        self.failure: DeliveryFailed | None = None
+
+    async def send(
+        self, channel: Channel, notice: Notice, *, device: PushDevice | None = None, previous: str = ""
+    ) -> str:
+        if self.failure is not None:
+            raise self.failure
+        self.sent.append((channel, notice, device))
+        return ""
+
+    def edits(self, channel: Channel) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -94,6 +128,7 @@ class House:
     start: datetime = START
     trusted_proxies: tuple[Network, ...] = ()
     directory: Callable[[House], DirectoryDesk] | None = None
+    notice_path: str = ""
 
     def __post_init__(self) -> None:
         real = self.reactor is not None
@@ -144,6 +179,38 @@ class House:
             **common,
         )
         desk = None if self.directory is None else self.directory(self)
+        self.book = PolicyBook(
+            store=self.store,
+            source="database",
+            path="",
+            now=self.now,
+            in_thread=_at_once,
+            journal=journal,
+        )
+        result(self.book.load())
+        self.messenger = FakeMessenger()
+        self.channel_file = NoticeFile(
+            self.notice_path, lambda raw: parse_channels(raw, {}), ".notify-config-", _at_once, 0.0
+        )
+        self.notices = Notices(
+            store=self.store,
+            channel_file=self.channel_file,
+            preference_file=NoticeFile(
+                self.notice_path and f"{self.notice_path}.admins", parse_preferences, ".admin-notify-", _at_once, 0.0
+            ),
+            messenger=self.messenger,
+            policy_channels=frozenset,
+            vapid_public="B" * 87,
+            now=self.now,
+            journal=journal,
+        )
+        self.one_taps = OneTapLinks(
+            store=self.store,
+            decisions=self.decisions,
+            keys=self.keys,
+            now=self.now,
+            max_age=lambda: timedelta(hours=24),
+        )
         self.renderer = Renderer(
             now=self.now, rules=lambda: self.rules, admin_pages=() if desk is None else ADMIN_PAGES
         )
@@ -163,6 +230,9 @@ class House:
             now=self.now,
             monotonic=clock.seconds,
             directory=desk,
+            one_taps=self.one_taps,
+            policies=self.book,
+            notices=self.notices,
         )
         self.development = Development(store=self.store, keys=self.keys, rules=lambda: self.rules, now=self.now)
 

@@ -286,7 +286,10 @@ class ApprovalTests(ActionTestCase):
     def test_fresh_login_required(self) -> None:
         """A policy may ask for a fresh sign-in."""
         self.world.policies = Policies.parse(b'[{"name": "f", "match_hosts": ["web1"], "require_fresh_oidc": "5m"}]')
-        self.card(self.approve(challenge_id=self.challenge()), 403, "oidc_reauth_required")
+        refused = self.approve(challenge_id=self.challenge())
+        self.assertEqual(refused.code, 403)
+        # one button leads to a sign-in that is fresh enough, and back
+        self.assertIn(b"retry=/sessions/login?next=/&fresh=300", refused.body)
 
     def test_justification(self) -> None:
         """A required reason may come from the approver; a broken one counts as absent."""

@@ -358,13 +358,29 @@ class ElevateTests(FleetCase):
         """Where an approval needs more than the person, nobody opens a session for himself instead."""
         entries = {"web1": {"secret": HOST_SECRET, "users": ["*"]}, "db1": {"secret": OTHER_SECRET, "users": ["*"]}}
         self.yard.registry = HostRegistry.parse(json.dumps(entries).encode())
-        for wanted in ({"require_admin": True}, {"min_approvals": 2}, {"require_fresh_oidc": "5m"}):
+        for wanted, title in (
+            ({"require_fresh_oidc": "5m"}, "Sign in once more"),
+            ({"forbid_self_approval": True}, "Somebody else has to approve"),
+            ({"approver_groups": ["dba"]}, "You are not one of the approvers"),
+            ({"require_admin": True}, "An administrator"),
+            ({"min_approvals": 2}, "An administrator"),
+        ):
             policy = {"name": "production", "match_hosts": ["web*"], "auto_approve_grace": True, **wanted}
             self.yard.house.policies = Policies.parse(json.dumps([policy]).encode())
-            self.card(self.elevate("alice", "user"), 403, "An administrator")
+            self.card(self.elevate("alice", "user"), 403, title)
             self.assertIs(self.session(), None)
             self.assertEqual(self.elevate("alice", "user", hostname="db1").code, 303)
         self.assertEqual(self.elevate().code, 303)
+
+    def test_limit_of_policy(self) -> None:
+        """No session lasts longer than the policy of the host lets one."""
+        policy = {"name": "production", "max_grace": "10m"}
+        self.yard.house.policies = Policies.parse(json.dumps([policy]).encode())
+        self.assertEqual(self.elevate().code, 303)
+        session = self.session()
+        assert session is not None
+        self.assertEqual(session.expires_at - self.yard.house.now().replace(microsecond=0), timedelta(minutes=10))
+        self.assertEqual((session.strength.policy, session.strength.by_admin), ("production", True))
 
     def test_duration(self) -> None:
         """A whole number of seconds."""

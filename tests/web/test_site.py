@@ -144,11 +144,6 @@ class RoutingTests(SiteTestCase):
             response = self.front.ask("GET", path)
             self.assertEqual((response.code, response.body), (404, b"404 page not found\n"), path)
 
-    def test_not_yet(self) -> None:
-        """What a later version has is not found now."""
-        for path in ("/api/challenges/override", "/api/hosts/elevate"):
-            self.assertEqual(self.front.ask("POST", path).code, 404)
-
     def test_wrong_method(self) -> None:
         """A text 405 that says what is allowed."""
         response = self.front.ask("GET", "/api/challenges/approve")

@@ -1,0 +1,100 @@
+"""
+People whose account is disabled, or who are gone from the directory, lose their sudo sessions with the next directory
+(spec/http-api section 12.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from identree.app.demotions import ServedDirectory
+from identree.app.journal import Journal
+from identree.app.ports import Now
+from identree.core.challenge import UNKNOWN_HOST, HistoryEntry, Live
+from identree.core.errors import StorageUnavailable
+from identree.core.events import SessionRevoked
+from identree.directory.snapshot import Snapshot
+from identree.directory.source import Source
+from identree.storage.interface import GraceChange, Store
+
+# Sessions that one look goes through at most.
+MOST_SESSIONS = 10_000
+
+
+class Departures:
+    """
+    Looks at each new directory, the first one too: sessions outlive a restart. In bridge mode there are no people to
+    look at, and nothing is done.
+    """
+
+    _log = Logger(namespace="identree")
+
+    def __init__(self, *, directory: ServedDirectory, store: Store, now: Now, journal: Journal) -> None:
+        self._directory = directory
+        self._store = store
+        self._now = now
+        self._journal = journal
+        self._done: Source | None = None
+        self._working = False
+
+    def heard(self, snapshot: Snapshot) -> None:
+        """Subscribe this; what goes wrong is logged and made good by the next look."""
+        Deferred.fromCoroutine(self.look())
+
+    async def look(self) -> int:
+        """
+        To be called now and then: makes good what could not be stored. Returns how many people lost theirs.
+        """
+        served = self._directory.served
+        source = served.source if served is not None else None
+        if source is None or not source.users or self._working or source is self._done:
+            return 0
+        self._working = True
+        try:
+            count = await self._revoke(source)
+            self._done = source
+            return count
+        except StorageUnavailable as problem:
+            self._log.warn("sudo sessions of people who left could not be ended: {reason}", reason=problem.reason)
+        except Exception:
+            self._log.failure("sudo sessions of people who left could not be ended")
+        finally:
+            self._working = False
+        return 0
+
+    async def _revoke(self, source: Source) -> int:
+        present = frozenset(user.username for user in source.users)
+        disabled = frozenset(user.username for user in source.users if user.disabled)
+        enabled = frozenset(user.username for user in source.users if not user.disabled)
+        # of two people with one name, one who may is enough
+        disabled -= enabled
+        owners = sorted({row.username for row in await self._store.grace_sessions(None, self._now(), MOST_SESSIONS)})
+        gone = [name for name in owners if name not in present or name in disabled]
+        for name in gone:
+            await self._end(name, "account disabled" if name in disabled else "account removed")
+        return len(gone)
+
+    async def _end(self, username: str, why: str) -> None:
+        now = self._now()
+
+        def describe(hostnames: Sequence[str]) -> GraceChange:
+            if not hostnames:
+                return GraceChange(session=None)
+            return GraceChange(
+                session=None,
+                events=tuple(
+                    SessionRevoked(at=now, username=username, hostname=name or UNKNOWN_HOST, reason=why)
+                    for name in hostnames
+                ),
+                history=tuple(
+                    HistoryEntry(at=now, username=username, action="revoked", hostname=name or UNKNOWN_HOST, reason=why)
+                    for name in hostnames
+                ),
+                live=(Live(event="session_changed", username=username),),
+            )
+
+        for name in await self._store.revoke_grace(username, None, now, describe):
+            self._journal.info("SESSION_REVOKED", user=username, host=name or UNKNOWN_HOST, reason=why)
