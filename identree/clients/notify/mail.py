@@ -28,6 +28,8 @@ from identree.core.notices import Channel, Notice
 
 PORTS = {"smtp": 587, "smtps": 465, "smtp+plain": 25}
 MAX_RECIPIENTS = 50
+# A server that does not take its leave is left.
+GOODBYE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +162,8 @@ class Mailer:
             context if server.scheme == "smtp" else None,
             sender=sender,
             recipients=recipients,
-            content=mail.as_bytes(),
+            # twisted.mail makes the line ends of SMTP itself
+            content=mail.as_bytes(policy=SMTP.clone(linesep="\n")),
             done=done,
             reactor=self._reactor,
         )
@@ -179,8 +182,19 @@ class Mailer:
         except SMTPClientError as problem:
             raise _refused(problem, channel) from None
         finally:
-            if protocol.transport is not None:
-                protocol.transport.loseConnection()
+            await self._hang_up(protocol)
+
+    async def _hang_up(self, protocol: _Sender) -> None:
+        """The mail is with the server, or is not: how the connection ends changes nothing about that."""
+        if protocol.transport is None or protocol.gone.called:
+            return
+        protocol.transport.loseConnection()
+        late = self._reactor.callLater(GOODBYE_SECONDS, protocol.transport.abortConnection)
+        try:
+            await protocol.gone
+        finally:
+            if late.active():
+                late.cancel()
 
 
 def _refused(problem: SMTPClientError, channel: Channel) -> DeliveryFailed:
@@ -210,6 +224,7 @@ class _Sender(ESMTPSender):
         self._sender, self._recipients, self._content = sender, recipients, content
         self._done = done
         self._reactor = reactor
+        self.gone: Deferred[None] = Deferred()
         self.debug = False
 
     def callLater(self, period: float, function: Callable[[], None]) -> Any:
@@ -241,5 +256,7 @@ class _Sender(ESMTPSender):
 
     def connectionLost(self, reason: Any = None) -> None:
         super().connectionLost(reason)
+        if not self.gone.called:
+            self.gone.callback(None)
         if not self._done.called:
             self._done.errback(DeliveryFailed("the mail server closed the connection"))
