@@ -207,6 +207,9 @@ def build_notices(
         changed=known_channels,
     )
     known_channels()
+    present = desk.configuration
+    if present.channels:
+        journal.info("NOTIFY enabled", channels=len(present.channels), routes=len(present.routes))
     planner = NoticePlanner(
         store=store,
         configuration=lambda: desk.configuration,
@@ -224,12 +227,13 @@ def build_notices(
         store=store,
         messenger=messenger,
         configuration=lambda: desk.configuration,
-        fresh=planner.fresh,
+        planner=planner,
         metrics=metrics,
         clock=reactor,
         now=now,
         monotonic=monotonic,
         owner=owner,
+        journal=journal,
     )
     store.subscribe(dispatcher.heard)
 

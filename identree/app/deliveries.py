@@ -19,13 +19,14 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from identree.app.journal import Journal
 from identree.app.metrics import Metrics
 from identree.app.ports import DeliveryFailed, Messenger, Monotonic, Now
 from identree.core import routing, tokens, verdict
 from identree.core.challenge import Challenge, Live, Status
 from identree.core.errors import StorageUnavailable
 from identree.core.events import PushDeviceRemoved
-from identree.core.notices import Channel, Configuration, Notice, Preference, notice_json, read_notice
+from identree.core.notices import Channel, Configuration, Notice, Preference, iso, notice_json, read_notice
 from identree.core.policy import Policies
 from identree.core.routing import WEBPUSH, fits
 from identree.core.verdict import Approver
@@ -334,6 +335,33 @@ class NoticePlanner:
             )
         await self._store.plan_deliveries(planned, now)
 
+    async def decided_meanwhile(self, sent: Delivery, challenge: Challenge) -> None:
+        """
+        Bring up to date what was being sent while the request was decided: when that was planned for, the message had
+        no reference yet.
+        """
+        event, outcome, actor = _outcome(challenge)
+        now = self._now()
+        channel = routing.by_name(self._configuration().channels, sent.planned.channel)
+        if sent.planned.channel == WEBPUSH:
+            channel = Channel(name=WEBPUSH, backend=WEBPUSH)
+        if channel is None or not self._edits(channel):
+            return
+        notice = replace(
+            read_notice(sent.planned.notice),
+            event=event,
+            outcome=outcome,
+            actor=actor,
+            approval_url="",
+            onetap_url="",
+            expires_in=0,
+            timestamp=iso(now),
+        )
+        record = {"instance": "late", "seq": sent.id}
+        until = now + self._give_up_after
+        update = self._planned(notice, record, channel.name, sent.planned.target, now, until, "", replaces=sent.id)
+        await self._store.plan_deliveries([update], now)
+
     def _planned(
         self,
         notice: Notice,
@@ -365,6 +393,17 @@ class NoticePlanner:
             state=DeliveryState.SKIPPED if skipped else DeliveryState.QUEUED,
             error=skipped,
         )
+
+
+def _outcome(challenge: Challenge) -> tuple[str, str, str]:
+    """The event that ended it, the outcome in one word, and who did it."""
+    if challenge.overridden:
+        return "break_glass_policy_override", "overridden", challenge.approved_by
+    return {
+        Status.APPROVED: ("challenge_approved", "approved", challenge.approved_by),
+        Status.DENIED: ("challenge_rejected", "rejected", challenge.denied_by),
+        Status.CANCELLED: ("challenge_cancelled", "cancelled", challenge.username),
+    }.get(challenge.status, ("challenge_expired", "expired", ""))
 
 
 def _about(event: str) -> str:
@@ -401,18 +440,20 @@ class Dispatcher(Service):
         store: Store,
         messenger: Messenger,
         configuration: Callable[[], Configuration],
-        fresh: Callable[[Notice, Challenge, datetime], Notice],
+        planner: NoticePlanner,
         metrics: Metrics,
         clock: IReactorTime,
         now: Now,
         monotonic: Monotonic,
         owner: str,
+        journal: Journal,
     ) -> None:
         self.setName("notifications")
+        self._journal = journal
         self._store = store
         self._messenger = messenger
         self._configuration = configuration
-        self._fresh = fresh
+        self._planner = planner
         self._metrics = metrics
         self._clock = clock
         self._now = now
@@ -559,7 +600,14 @@ class Dispatcher(Service):
         finally:
             self._busy[channel.name] -= 1
         self._over("sent", delivery, channel.name, self._monotonic() - began)
+        self._journal.info(
+            "NOTIFY sent", channel=channel.name, event=planned.event, user=planned.username, host=planned.hostname
+        )
         await self._settle(delivery, DeliveryState.SENT, reference=reference)
+        if reference and planned.if_pending and not planned.replaces:
+            challenge = await self._store.challenge(planned.if_pending)
+            if challenge is not None and challenge.status is not Status.PENDING:
+                await self._planner.decided_meanwhile(delivery, challenge)
         if device is not None:
             await self._store.push_sent(device.id, self._now())
 
@@ -582,7 +630,7 @@ class Dispatcher(Service):
         if delivery.planned.if_pending:
             challenge = await self._store.challenge(delivery.planned.if_pending)
             if challenge is not None and challenge.status is Status.PENDING:
-                return self._fresh(notice, challenge, now)
+                return self._planner.fresh(notice, challenge, now)
         return notice
 
     async def _failed(self, delivery: Delivery, channel: Channel, failure: DeliveryFailed, took: float) -> None:
@@ -602,12 +650,7 @@ class Dispatcher(Service):
         # a command may have done what it does before it failed
         if failure.permanent or channel.backend == "custom" or due > planned.until:
             self._over("failed", delivery, channel.name, took)
-            self._log.warn(
-                "notify: {event} was not delivered to {channel}: {why}",
-                event=planned.event,
-                channel=channel.name,
-                why=why,
-            )
+            self._journal.error("NOTIFY failed", channel=channel.name, event=planned.event, err=why)
             await self._settle(delivery, DeliveryState.FAILED, error=why)
             return
         await self._store.settle_delivery(delivery.id, self._owner, DeliveryState.QUEUED, now, error=why, due_at=due)
@@ -615,6 +658,9 @@ class Dispatcher(Service):
     async def _settle(self, delivery: Delivery, state: DeliveryState, *, error: str = "", reference: str = "") -> None:
         if state is DeliveryState.SKIPPED:
             self._count("skipped", delivery.planned.channel)
+            self._journal.warn(
+                "NOTIFY skipped", reason=error, channel=delivery.planned.channel, event=delivery.planned.event
+            )
         await self._store.settle_delivery(
             delivery.id, self._owner, state, self._now(), error=error, reference=reference[:2000]
         )

@@ -443,11 +443,28 @@ class Notices:
     # -- inside -------------------------------------------------------------------------------------------------------
     async def _tell(self, event: events.Event) -> None:
         await self._store.record([event])
-        self._journal.info("NOTIFY_CONFIG", what=event.kind, channel=event.hostname, user=event.actor)
+        marker = _MARKERS.get(event.kind, event.kind.upper())
+        about = {"user": event.actor} if "preference" in event.kind else {"admin": event.actor}
+        if event.hostname:
+            about["channel"] = event.hostname
+        self._journal.info(marker, **about)
 
     def heard(self, live: Live) -> bool:
         """Whether another replica has written the files."""
         return live.event in ("reload_notify_config", "resync")
+
+
+# Lines of the log that deployed versions have (spec/audit-and-metrics section 14).
+_MARKERS = {
+    "notification_channel_added": "NOTIFY_CHANNEL_ADDED",
+    "notification_channel_deleted": "NOTIFY_CHANNEL_DELETED",
+    "notification_channel_changed": "NOTIFY_CHANNEL_CHANGED",
+    "notification_route_added": "NOTIFY_ROUTE_ADDED",
+    "notification_route_deleted": "NOTIFY_ROUTE_DELETED",
+    "notification_route_changed": "NOTIFY_ROUTE_CHANGED",
+    "notification_preference_saved": "ADMIN_NOTIFY_PREF_SAVED",
+    "notification_preference_deleted": "ADMIN_NOTIFY_PREF_DELETED",
+}
 
 
 def route_digest(route: Route) -> str:

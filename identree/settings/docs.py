@@ -66,8 +66,10 @@ The column *Change* says when a change made on the settings page counts: *live* 
 _ENDING = """\
 ## Notification channels
 
-A channel's credentials are in the environment only: `IDENTREE_NOTIFY_CHANNEL_<NAME>_TOKEN` and
-`IDENTREE_NOTIFY_CHANNEL_<NAME>_COMMAND`, where the name is in capitals and `-` and `.` become `_`.
+A channel's secrets belong into the environment, where they come before those of the file:
+`IDENTREE_NOTIFY_CHANNEL_<NAME>_TOKEN`, `IDENTREE_NOTIFY_CHANNEL_<NAME>_COMMAND` and
+`IDENTREE_NOTIFY_CHANNEL_<NAME>_SECRET`, where the name is in capitals and `-` and `.` become `_`.
+[notifications.md](notifications.md) says what each kind of channel needs.
 
 ## Other names
 

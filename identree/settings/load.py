@@ -36,7 +36,7 @@ SHOWN = 80
 _SHELL_FORBIDDEN = frozenset(" \t\r\n\0;|&$`'\"\\<>(){}*?[]!^%~@#")
 _PLACEHOLDER = re.compile(r"change[-_ ]?me", re.IGNORECASE)
 _SYSLOG = re.compile(r"(?:udp|tcp|tcp\+tls)://(?:\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9._-]+):([0-9]{1,5})")
-_CHANNEL = re.compile(r"NOTIFY_CHANNEL_.+_(?:TOKEN|COMMAND)")
+_CHANNEL = re.compile(r"NOTIFY_CHANNEL_.+_(?:TOKEN|COMMAND|SECRET)")
 # Secrets that are keys of ours, not credentials at somebody else's.
 _KEYS = (
     "SHARED_SECRET",

@@ -579,7 +579,7 @@ class WarningTests(SynchronousTestCase):
 
     def test_known_by_others(self) -> None:
         """Channel credentials and the test suite's names are known."""
-        settings = loaded(NOTIFY_CHANNEL_OPS_TOKEN="geheim", TEST_BACKEND="sqlite")
+        settings = loaded(NOTIFY_CHANNEL_OPS_TOKEN="geheim", NOTIFY_CHANNEL_OPS_SECRET="k", TEST_BACKEND="sqlite")
         self.assertFalse([w for w in settings.warnings if "CHANNEL" in w or "TEST" in w])
         settings = loaded({CONF: "IDENTREE_NOTIFY_CHANNEL_OPS_TOKEN=geheim\n"})
         self.assertTrue([w for w in settings.warnings if "only in the environment" in w])

@@ -186,10 +186,11 @@ class Mailer:
 
     async def _hang_up(self, protocol: _Sender) -> None:
         """The mail is with the server, or is not: how the connection ends changes nothing about that."""
-        if protocol.transport is None or protocol.gone.called:
+        transport: Any = protocol.transport
+        if transport is None or protocol.gone.called:
             return
-        protocol.transport.loseConnection()
-        late = self._reactor.callLater(GOODBYE_SECONDS, protocol.transport.abortConnection)
+        transport.loseConnection()
+        late = self._reactor.callLater(GOODBYE_SECONDS, transport.abortConnection)
         try:
             await protocol.gone
         finally:
