@@ -516,10 +516,10 @@ class Dispatcher(Service):
     async def _look(self) -> None:
         pause = LOOK_SECONDS
         try:
-            while True:
+            while self.running:
                 self._again = False
                 free = MOST_RUNNING - len(self._running)
-                if free <= 0 or not self.running:
+                if free <= 0:
                     break
                 # whole seconds, as the database has them
                 claimed = await self._store.claim_deliveries(self._owner, self._now(), LEASE, free)
@@ -538,10 +538,11 @@ class Dispatcher(Service):
         finally:
             self._looking = False
             self._maybe_idle()
-        if self.running:
-            if self._timer is not None and self._timer.active():
-                self._timer.cancel()
-            self._timer = self._clock.callLater(pause, self.wake)
+            # whatever went wrong, it looks again
+            if self.running:
+                if self._timer is not None and self._timer.active():
+                    self._timer.cancel()
+                self._timer = self._clock.callLater(pause, self.wake)
 
     def _start(self, delivery: Delivery) -> None:
         work = Deferred.fromCoroutine(self._deliver(delivery))

@@ -50,8 +50,8 @@ class Waiters:
 
     def expect(self, challenge_id: str, seconds: float) -> Deferred[None]:
         """
-        Fires when the challenge is decided or the time is over. Ask for it before reading the challenge, so that no
-        decision falls between; cancel it when it is not needed.
+        Fires when the challenge is decided, when another approval of it comes or goes, or when the time is over. Ask
+        for it before reading the challenge, so that no decision falls between; cancel it when it is not needed.
         """
         waiting: Deferred[None] = Deferred()
         if self._closed or self._count >= self.limit or seconds <= 0:
@@ -78,7 +78,7 @@ class Waiters:
 
     def heard(self, live: Live) -> None:
         """A listener for the store's wake-ups."""
-        if live.event == "challenge_resolved":
+        if live.event in ("challenge_resolved", "challenge_updated"):
             for waiting in list(self._waiting.get(live.challenge_id, ())):
                 self._release(waiting)
         elif live.event == "resync":

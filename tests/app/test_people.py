@@ -1,6 +1,6 @@
 """Signing in, browser sessions, forms and signing out, on a memory store."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -51,6 +51,40 @@ class LoginTests(PeopleCase):
         """An admin is who is in an admin group, by its exact name."""
         self.assertEqual(self.sign_in("carol", "admins").caller.role, "admin")
         self.assertEqual(self.sign_in("bob", "Admins").caller.role, "user")
+
+    def test_groups(self) -> None:
+        """The groups of the sign-in come with the session; where the directory knows the person its groups count."""
+        cookie = self.sign_in("alice", "dba", "staff").cookie
+        self.assertEqual(now_result(self.people.caller(cookie)).groups, frozenset({"dba", "staff"}))
+        self.people._directory_groups = lambda name: frozenset({"ops"}) if name == "alice" else None
+        self.assertEqual(now_result(self.people.caller(cookie)).groups, frozenset({"ops"}))
+
+    def test_authenticated(self) -> None:
+        """When the provider saw the person is what it says, else when the sign-in was completed."""
+        seen = START - timedelta(minutes=3)
+        self.world.provider.identity = Identity(username="alice", groups=(), authenticated_at=seen)
+        cookie = self.finish(*self.begin()).cookie
+        self.assertEqual(now_result(self.people.caller(cookie)).authenticated_at, seen)
+        self.assertEqual(now_result(self.people.caller(self.sign_in().cookie)).authenticated_at, START)
+
+    def step_up(self, authenticated_at: datetime | None) -> SignedIn:
+        self.world.provider.identity = Identity(username="alice", groups=(), authenticated_at=authenticated_at)
+        start = now_result(self.people.begin_login(address="10.0.0.1", fresh=timedelta(minutes=5)))
+        self.assertIn("max_age=300", start.url)
+        return self.finish(start.url.split("state=")[1].split("&")[0], start.browser)
+
+    def test_step_up(self) -> None:
+        """A sign-in that has to be fresh is, by the provider's own word; its clock may be a little behind."""
+        for ago in (0, 299, 305):
+            self.step_up(START - timedelta(seconds=ago))
+
+    def test_step_up_refused(self) -> None:
+        """A provider that saw the person too long ago, or does not say when, satisfies nobody."""
+        for at in (START - timedelta(minutes=6), None):
+            with self.assertRaises(LoginFailed) as refused:
+                self.step_up(at)
+            self.assertEqual((refused.exception.key, refused.exception.status), ("login_not_fresh", 403))
+        self.assertIn("authentication_failed", self.world.store.events)
 
     def test_elsewhere(self) -> None:
         """The wanted page is a local one, whatever was asked for."""

@@ -50,11 +50,12 @@ class WaitersTests(SynchronousTestCase):
         for waiting in held:
             self.assertNoResult(waiting)
 
-    def test_progress_does_not_wake(self) -> None:
-        """A partial approval is no decision."""
-        mine = self.waiters.expect(ID, 25)
+    def test_progress_wakes(self) -> None:
+        """One of several approvals is told to the terminal at once; those of other requests are not."""
+        mine, other = self.waiters.expect(ID, 25), self.waiters.expect(OTHER, 25)
         self.waiters.heard(Live(event="challenge_updated", username="alice", challenge_id=ID))
-        self.assertNoResult(mine)
+        self.successResultOf(mine)
+        self.assertNoResult(other)
 
     def test_resync_wakes_everybody(self) -> None:
         """After a lost connection to other replicas everybody reads again."""

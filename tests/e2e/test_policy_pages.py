@@ -1,0 +1,258 @@
+"""Policies, approvals by several people, override and push messages in a real browser."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.clients.notify.test_webpush import Browser as PushBrowser
+from tests.e2e.browser import Browser, Person
+from tests.e2e.floor import Asking, Floor
+
+pytestmark = pytest.mark.e2e
+
+LOOKS = list(itertools.product(("phone", "desktop"), ("light", "dark"), ("en", "de")))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as made:
+        yield made
+
+
+@pytest.fixture
+def floor() -> Iterator[Floor]:
+    with Floor() as made:
+        yield made
+
+
+def go(who: Person, floor: Floor, path: str, name: str = "carol") -> None:
+    who.page.context.add_cookies([{"name": "pam_session", "value": floor.cookies[name], "url": floor.url}])
+    who.open(floor.url + path)
+
+
+def fits(who: Person) -> None:
+    """Nothing is wider than the screen; the window of a phone grows with its page."""
+    assert who.page.viewport_size is not None
+    wide = who.page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= who.page.viewport_size["width"], f"the page is {wide} pixels wide"
+
+
+@pytest.mark.parametrize(("size", "scheme", "language"), LOOKS)
+def test_looks(browser: Browser, floor: Floor, size: str, scheme: str, language: str) -> None:
+    """The pages and the card, in all sizes, schemes and languages."""
+    with browser.person(size=size, scheme=scheme, language=language) as who:
+        for path, shown, name in (
+            (
+                "/admin/policies?edit=production&version=1&user=alice&host=db-01.example.com",
+                "[data-preview]",
+                "policies",
+            ),
+            ("/admin/notifications", "[data-test=no-routes]", "notifications"),
+            ("/profile/notifications", "[data-test=no-devices]", "profile-notifications"),
+            (f"/approve/{floor.codes[Asking.QUORUM]}", "[data-explanation]", "approve-policy"),
+        ):
+            go(who, floor, path)
+            who.shows(shown)
+            for summary in who.page.locator("[data-explanation] > summary, [data-override] > summary").all():
+                summary.click()
+            fits(who)
+            who.accessible()
+            who.keep(name)
+
+
+class TestPolicies:
+    def test_added(self, browser: Browser, floor: Floor) -> None:
+        """A policy is written with the form, its week pressed into the grid, and stands in the list."""
+        with browser.person() as who:
+            go(who, floor, "/admin/policies")
+            form = who.page.locator("[data-policy-form]")
+            form.locator("#f-name").fill("night")
+            form.locator("#f-allowed_hours").fill("22:00-06:00")
+            expect(form.locator('[data-at="1-23"]')).to_have_attribute("aria-pressed", "true")
+            expect(form.locator('[data-at="1-12"]')).to_have_attribute("aria-pressed", "false")
+            form.locator('[data-at="6-23"]').focus()
+            form.locator("#f-allowed_days").fill("Mon-Fri")
+            expect(form.locator('[data-at="6-23"]')).to_have_attribute("aria-pressed", "false")
+            form.locator('[data-at="6-23"]').click()
+            expect(form.locator("#f-allowed_days")).to_have_value("Mon,Tue,Wed,Thu,Fri,Sat")
+            form.locator("[data-test=save]").click()
+            expect(who.page.locator('[data-policy="night"]')).to_be_visible()
+            expect(who.page.locator("[data-banners]")).to_contain_text("night")
+
+    def test_seen_by_others(self, browser: Browser, floor: Floor) -> None:
+        """Whoever has the page open sees what somebody else saves."""
+        with browser.person() as one, browser.person() as other:
+            go(other, floor, "/admin/policies")
+            other.shows("[data-policies]")
+            go(one, floor, "/admin/policies")
+            one.page.locator('[data-policy="late"] details.drop > summary').click()
+            one.page.locator('[data-policy="late"] [data-test=delete]').click()
+            expect(other.page.locator('[data-policy="late"]')).to_have_count(0)
+
+
+class TestQuorum:
+    def test_two_people(self, browser: Browser, floor: Floor) -> None:
+        """Two approvers in two browsers: each sees what the other does, one takes back, both together approve."""
+        path = f"/approve/{floor.codes[Asking.QUORUM]}"
+        with browser.person() as alice, browser.person() as carol:
+            go(alice, floor, path, "alice")
+            go(carol, floor, path)
+            for who in (alice, carol):
+                expect(who.page.locator("[data-progress]")).to_contain_text("0 of 2")
+                expect(who.page.locator("[data-connection=live]")).to_be_visible()
+            alice.page.locator("#approve").click()
+            expect(carol.page.locator("[data-progress]")).to_contain_text("1 of 2")
+            expect(alice.page.locator("[data-test=withdraw]")).to_be_visible()
+            alice.page.locator("[data-test=withdraw]").click()
+            expect(carol.page.locator("[data-progress]")).to_contain_text("0 of 2")
+            carol.page.locator("#approve").click()
+            expect(alice.page.locator("[data-progress]")).to_contain_text("1 of 2")
+            alice.page.locator("#approve").click()
+            for who in (alice, carol):
+                expect(who.page.locator("[data-state=approved]")).to_be_visible()
+
+
+class TestOverride:
+    def test_with_a_reason(self, browser: Browser, floor: Floor) -> None:
+        """An administrator passes over the policy only with a reason; others are not offered it."""
+        path = f"/approve/{floor.codes[Asking.OVERRIDE]}"
+        with browser.person() as carol, browser.person() as alice:
+            go(alice, floor, path, "alice")
+            expect(alice.page.locator("[data-override]")).to_have_count(0)
+            go(carol, floor, path)
+            carol.page.locator("[data-override] > summary").click()
+            carol.page.locator("[data-test=override]").click()
+            field = carol.page.locator("[data-override] input[name=reason]")
+            assert field.evaluate("field => field.validity.valueMissing")
+            field.fill("the database burns")
+            carol.page.locator("[data-test=override]").click()
+            expect(alice.page.locator("[data-state=approved]")).to_be_visible()
+
+
+class PushService:
+    """
+    A push service on loopback for one browser: it checks what real ones check, and reads what only the browser could.
+
+    :ivar received: headers and decrypted message of each.
+    """
+
+    def __init__(self) -> None:
+        self.browser = PushBrowser()
+        self.received: list[tuple[dict[str, str], dict[str, Any]]] = []
+        self.arrived = threading.Event()
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                good = (
+                    headers.get("content-encoding") == "aes128gcm"
+                    and headers.get("ttl", "").isdigit()
+                    and headers.get("authorization", "").startswith("vapid t=")
+                )
+                if good:
+                    service.received.append((headers, json.loads(service.browser.decrypt(body))))
+                    service.arrived.set()
+                self.send_response(201 if good else 400)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Nothing."""
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}/send/one"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def __enter__(self) -> PushService:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def script(self) -> str:
+        """Headless Chromium has no push service of its own; this is its subscription with ours."""
+        value = {
+            "endpoint": self.endpoint,
+            "expirationTime": None,
+            "keys": {"p256dh": self.browser.p256dh, "auth": self.browser.auth},
+        }
+        return f"""
+const ours = {{ ...{json.dumps(value)}, toJSON: () => ({json.dumps(value)}), unsubscribe: async () => true }};
+PushManager.prototype.subscribe = async function (options) {{
+  if (!options.userVisibleOnly || options.applicationServerKey.length !== 65) throw new Error("bad options");
+  sessionStorage.setItem("subscribed", "1");
+  return ours;
+}};
+PushManager.prototype.getSubscription = async () => (sessionStorage.getItem("subscribed") ? ours : null);
+"""
+
+
+class TestPush:
+    def test_arrives(self, browser: Browser, floor: Floor) -> None:
+        """A device is added and tested: the message goes out encrypted, and Chromium's service worker shows it."""
+        with PushService() as service, browser.person() as who:
+            who.page.context.grant_permissions(["notifications"], origin=floor.url)
+            who.page.add_init_script(service.script)
+            go(who, floor, "/profile/notifications")
+            who.page.locator("[data-push-on]").click()
+            expect(who.page.locator("[data-device]")).to_have_count(1)
+            expect(who.page.locator("[data-push-off]")).to_be_visible()
+            who.page.locator("[data-device-test]").click()
+            assert service.arrived.wait(20), "nothing came"
+            _, shown = service.received[0]
+            assert shown["title"] == "Test notification from identree"
+
+            session = who.page.context.new_cdp_session(who.page)
+            registrations: list[str] = []
+            session.on(
+                "ServiceWorker.workerRegistrationUpdated",
+                lambda event: registrations.extend(one["registrationId"] for one in event["registrations"]),
+            )
+            session.send("ServiceWorker.enable")
+            who.page.evaluate("navigator.serviceWorker.ready.then(() => null)")
+            for _ in range(100):
+                if registrations:
+                    break
+                who.page.wait_for_timeout(50)
+            code = floor.codes[Asking.QUORUM]
+            asks = {
+                "title": "Sudo approval needed",
+                "body": "alice db-01",
+                "tag": code,
+                "url": f"/approve/{code}",
+                "onetap": "/api/onetap/x",
+                "tone": "ask",
+                "outcome": "",
+            }
+            over = {**asks, "title": "Sudo approved", "tone": "good", "outcome": "approved", "onetap": ""}
+            for message, wanted in ((shown, None), (asks, ["approve", "open"]), (over, [])):
+                session.send(
+                    "ServiceWorker.deliverPushMessage",
+                    {"origin": floor.url, "registrationId": registrations[-1], "data": json.dumps(message)},
+                )
+                title = quote(message["title"])
+                found = who.page.wait_for_function(
+                    f"""async () => {{
+  const registration = await navigator.serviceWorker.ready;
+  const all = await registration.getNotifications();
+  const one = all.find((each) => encodeURIComponent(each.title) === "{title}");
+  return one ? {{ tag: one.tag, actions: one.actions.map((each) => each.action), count: all.length }} : null;
+}}"""
+                ).json_value()
+                if wanted is not None:
+                    # the outcome stands in the place of the request
+                    assert (found["tag"], found["actions"], found["count"]) == (code, wanted, 2)
