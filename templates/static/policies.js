@@ -2,25 +2,10 @@
 
 import { all, find } from "./page.js";
 import { follow } from "./live.js";
+import { hoursOf, spanOf, spanText, withHour, withoutHour } from "./hours.js";
 
 const DAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 const SHOWN = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
-
-// The hours that a text like 09:00-17:00 means, rounded to whole ones; null: not understood.
-function hoursOf(text) {
-  if (!text.trim()) return new Set(Array.from({ length: 24 }, (_, hour) => hour));
-  const match = /^\s*(\d{1,2}):(\d{1,2})\s*-\s*(\d{1,2}):(\d{1,2})\s*$/.exec(text);
-  if (!match) return null;
-  const [from, , to, minute] = match.slice(1).map(Number);
-  if (from > 23 || to > 23) return null;
-  const hours = new Set();
-  const end = minute > 0 ? to + 1 : to;
-  for (let hour = from; hour !== end % 24 || !hours.size; hour = (hour + 1) % 24) {
-    if (hours.has(hour) || (from === to && !minute)) break;
-    hours.add(hour);
-  }
-  return hours;
-}
 
 function daysOf(text) {
   if (!text.trim()) return new Set(DAYS.keys());
@@ -38,15 +23,6 @@ function daysOf(text) {
   return days;
 }
 
-// Runs of hours as text; several runs cannot be written, so a press makes one run of them.
-function hoursText(hours) {
-  if (hours.size === 24 || !hours.size) return "";
-  const start = [...hours].find((hour) => !hours.has((hour + 23) % 24));
-  let end = start;
-  while (hours.has(end % 24)) end += 1;
-  return `${String(start).padStart(2, "0")}:00-${String(end % 24).padStart(2, "0")}:00`;
-}
-
 function daysText(days) {
   return days.size === 7 ? "" : [...days].sort().map((day) => SHOWN[day]).join(",");
 }
@@ -57,16 +33,17 @@ if (week) {
   const daysInput = find("[name=allowed_days]");
   const names = week.dataset.days.split(",");
   const draw = () => {
-    const hours = hoursOf(hoursInput.value);
+    const span = spanOf(hoursInput.value);
     const days = daysOf(daysInput.value);
     week.replaceChildren();
-    if (!hours || !days) {
+    if (!span || !days) {
       const line = document.createElement("p");
       line.className = "hint";
       line.textContent = week.dataset.bad;
       week.append(line);
       return;
     }
+    const hours = hoursOf(span);
     const table = document.createElement("table");
     table.createCaption().textContent = week.dataset.caption;
     const head = table.createTHead().insertRow();
@@ -100,19 +77,14 @@ if (week) {
   };
   // Hours are the same on all days: pressing an open hour closes it, pressing a closed one opens its day and hour.
   const press = (day, hour, open) => {
-    const hours = hoursOf(hoursInput.value);
+    const span = spanOf(hoursInput.value);
     const days = daysOf(daysInput.value);
     if (open) {
-      hours.delete(hour);
-    } else if (hours.has(hour)) {
-      days.add(day);
+      hoursInput.value = spanText(withoutHour(span, hour));
     } else {
-      const reach = [...hours, hour].sort((a, b) => a - b);
-      hours.clear();
-      for (let one = reach[0]; one <= reach.at(-1); one += 1) hours.add(one);
+      if (!hoursOf(span).has(hour)) hoursInput.value = spanText(withHour(span, hour));
       days.add(day);
     }
-    hoursInput.value = hoursText(hours);
     daysInput.value = daysText(days);
     draw();
     find(`[data-at="${day}-${hour}"]`, week)?.focus();

@@ -6,6 +6,7 @@ import itertools
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import (
     BrowserContext,
+    Error,
     Page,
     Playwright,
     Request,
@@ -144,6 +146,7 @@ class Person:
     ) -> None:
         if error is not None:
             self.page.screenshot(path=_path(f"failed-{self.look}"))
+        self._leave()
         self._context.close()
         if error is None:
             assert not self.problems, "\n".join(self.problems)
@@ -190,6 +193,14 @@ class Person:
             for violation in found
         ]
         assert not lines, f"{self.page.url} [{self.look}]\n" + "\n".join(lines)
+
+    def _leave(self) -> None:
+        """Chromium never closes a page that happens to load itself anew, as live pages do: it goes elsewhere first."""
+        for _ in range(5):
+            if self.page.is_closed() or self.page.url == "about:blank":
+                return
+            with suppress(Error):  # the reload came between
+                self.page.goto("about:blank")
 
     def _said(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):
