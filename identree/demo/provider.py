@@ -50,6 +50,7 @@ _PASSED_ON = (
     "nonce",
     "code_challenge",
     "code_challenge_method",
+    "prompt",
 )
 
 

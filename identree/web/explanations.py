@@ -31,6 +31,8 @@ _ASKS: Mapping[str, str] = {
     "max_grace": N_("An approval leaves a sudo session of at most %(value)s."),
     "override": N_("Administrators may override it in an emergency."),
 }
+# Clauses whose value is a duration.
+_DURATIONS = frozenset({"fresh", "max_grace"})
 
 
 def because(explanation: Explanation, language: Language) -> tuple[str, ...]:
@@ -55,4 +57,7 @@ def _said(table: Mapping[str, str], clause: Clause, language: Language) -> str:
     message = table.get(clause.code, "")
     if not message:
         return ""
-    return language.gettext(message, value=clause.value) if "%(" in message else language.gettext(message)
+    if "%(" not in message:
+        return language.gettext(message)
+    value = language.duration(clause.value) if clause.code in _DURATIONS else clause.value
+    return language.gettext(message, value=value)

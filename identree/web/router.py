@@ -148,7 +148,7 @@ class TextAnswers:
 
 
 class CardAnswers(TextAnswers):
-    """``CARD(...)``: a page for people; for our own scripts the same as JSON with the sentence."""
+    """``CARD(...)``: a page for people; for our own scripts the same as JSON with the sentence, and the way on."""
 
     def __init__(self, cards: Cards) -> None:
         self._cards = cards
@@ -164,7 +164,8 @@ class CardAnswers(TextAnswers):
 
     def say(self, request: IRequest, status: int, key: str, *, retry: str | None = None) -> bytes:
         if wants_json(request):
-            return json_error(request, status, key, message=self._cards.sentence(request, key))
+            more = {} if retry is None else {"retry": retry}
+            return json_error(request, status, key, message=self._cards.sentence(request, key), **more)
         return self._cards.card(request, status, key, retry=retry)
 
 

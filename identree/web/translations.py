@@ -22,6 +22,8 @@ from babel.dates import format_datetime, format_time
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 
+from identree.core import durations
+
 DOMAIN = "identree"
 DEFAULT = "en"
 # Code and the language's own name for itself, in the order of the menu.
@@ -97,16 +99,24 @@ class Language:
     def lasting(self, seconds: int) -> str:
         """``23 h 59 min``, ``4 d 2 h``, ``45 s``: the two largest units, rounded down, never negative."""
         seconds = max(0, seconds)
-        if seconds < 60:
-            return self.gettext("%(num)s s", num=seconds)
-        minutes = seconds // 60
+        return " ".join(self._units(seconds if seconds < 60 else seconds - seconds % 60)[:2])
+
+    def duration(self, text: str) -> str:
+        """A policy's ``5m0s`` as ``5 min``; what is no number of seconds stays as it is written."""
+        try:
+            seconds = durations.parse(text).total_seconds()
+        except ValueError:
+            return text
+        return " ".join(self._units(int(seconds))) if seconds >= 0 and seconds.is_integer() else text
+
+    def _units(self, seconds: int) -> list[str]:
         parts = (
-            (minutes // 1440, N_("%(num)s d")),
-            (minutes // 60 % 24, N_("%(num)s h")),
-            (minutes % 60, N_("%(num)s min")),
+            (seconds // 86400, N_("%(num)s d")),
+            (seconds // 3600 % 24, N_("%(num)s h")),
+            (seconds // 60 % 60, N_("%(num)s min")),
+            (seconds % 60, N_("%(num)s s")),
         )
-        shown = [self.gettext(unit, num=count) for count, unit in parts if count]
-        return " ".join(shown[:2])
+        return [self.gettext(unit, num=count) for count, unit in parts if count] or [self.gettext("%(num)s s", num=0)]
 
 
 class Catalogues:

@@ -164,7 +164,8 @@ def _obstacle(refusal: Refused | None, challenge: Challenge, reading: Reading) -
     if isinstance(refusal, OutsideWindow):
         return _("It can be approved at these times only: %(window)s.", window=refusal.detail), ""
     if isinstance(refusal, FreshLoginRequired):
-        words = _("The policy wants a sign-in within the last %(time)s.", time=refusal.detail)
+        recent = reading.language.duration(refusal.detail)
+        words = _("The policy wants a sign-in within the last %(time)s.", time=recent)
         return words, step_up(f"/approve/{challenge.user_code}", refusal)
     if isinstance(refusal, AccountDisabled):
         return _("The account of %(user)s is disabled.", user=challenge.username), ""

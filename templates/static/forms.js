@@ -1,6 +1,6 @@
 // Decisions without leaving the page: the server's answer is shown in place, and success is never assumed.
 
-import { all, askSession, find, here, signedOut, url, words } from "./page.js";
+import { all, askSession, find, signedOut, url, words } from "./page.js";
 
 // The offered reasons as buttons that fill the field; without scripts the field offers them itself.
 export function offerReasons(root = document) {
@@ -66,9 +66,10 @@ function showError(form, text, link) {
   answer.replaceChildren(box);
 }
 
-function signInLink() {
+// The server says where: only it knows how recent the sign-in must be, and which page the form is on.
+function signInLink(path) {
   const link = document.createElement("a");
-  link.href = url(`/sessions/login?next=${encodeURIComponent(here())}`);
+  link.href = url(path);
   link.textContent = words.signInAgain;
   return link;
 }
@@ -99,7 +100,7 @@ async function send(form, submitter, onDone) {
     }
     if (answer.ok) return await onDone(form, answer);
     if (answer.error === "session_expired_sign_in") signedOut();
-    showError(form, answer.message || words.unexpected, answer.error === "oidc_reauth_required" ? signInLink() : null);
+    showError(form, answer.message || words.unexpected, answer.error === "oidc_reauth_required" && answer.retry ? signInLink(answer.retry) : null);
     if (answer.error === "challenge_expired_or_resolved") await onDone(form, answer);
   } catch (error) {
     showError(form, error instanceof SyntaxError ? words.unexpected : words.noAnswer);

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 REPOSITORY = __file__.rpartition("/tests/")[0]
 CLIENT_ID = "identree-e2e"
@@ -21,11 +22,17 @@ class Provider:
     """
     :param redirect_uris: the servers' ``/callback`` addresses.
     :param users: names and their groups.
+    :param since: the age in seconds of the session that everybody has here; a client that does not insist on a new
+        sign-in (``prompt=login``) is told of that one.
     """
 
-    def __init__(self, port: int, redirect_uris: Sequence[str], users: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, port: int, redirect_uris: Sequence[str], users: Mapping[str, Sequence[str]], since: int = 0
+    ) -> None:
         self.issuer = f"http://127.0.0.1:{port}"
-        self._arguments = json.dumps({"port": port, "redirect_uris": list(redirect_uris), "users": dict(users)})
+        self._arguments = json.dumps(
+            {"port": port, "redirect_uris": list(redirect_uris), "users": dict(users), "since": since}
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -89,7 +96,20 @@ def serve(arguments: str) -> None:
         def connectionLost(self, reason: Failure | None = None) -> None:
             reactor.stop()  # type: ignore[attr-defined]
 
-    provider = DemoProvider(
+    class Remembering(DemoProvider):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
+            self._signed_in: dict[str, float] = {}
+
+        def grant(self, username: str, request: Mapping[str, str]) -> str:
+            age = 0 if request.get("prompt") == "login" else wanted["since"]
+            self._signed_in[username] = self.now().timestamp() - age
+            return super().grant(username, request)
+
+        def claims(self, username: str) -> dict[str, Any]:
+            return {**super().claims(username), "auth_time": int(self._signed_in[username])}
+
+    provider = Remembering(
         reactor,
         issuer=f"http://127.0.0.1:{wanted['port']}",
         client_id=CLIENT_ID,

@@ -42,4 +42,10 @@ class TestCertifiedProvider:
                 who.page.locator("#approve").click()
                 assert request.terminal.wait() == 0
                 who.shows("[data-state=approved]")
+                # it keeps a session; a fresh sign-in asks nevertheless, and its auth_time is accepted
+                who.open(f"{server.url}/sessions/login?next=/&fresh=60")
+                who.page.locator("input[name=login]").fill(user)
+                who.page.keyboard.press("Enter")
+                who.page.wait_for_url(f"{server.url}/")
+                who.shows("main")
             assert request.terminal.screen.endswith("\n0\r\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -230,7 +231,7 @@ class ApprovalTests(ActionTestCase):
         self.front.sign_in()
         self.id = self.challenge()
 
-    def approve(self, username: str = "alice", **fields: str) -> Response:
+    def approve(self, username: str = "alice", **fields: Any) -> Response:
         return self.front.post("/api/challenges/approve", username=username, **{"challenge_id": self.id, **fields})
 
     def test_approved(self) -> None:
@@ -290,6 +291,14 @@ class ApprovalTests(ActionTestCase):
         self.assertEqual(refused.code, 403)
         # one button leads to a sign-in that is fresh enough, and back
         self.assertIn(b"retry=/sessions/login?next=/&fresh=300", refused.body)
+
+    def test_fresh_login_required_by_script(self) -> None:
+        """Our own scripts are told the same way, to the page that the form is on."""
+        self.world.policies = Policies.parse(b'[{"name": "f", "match_hosts": ["web1"], "require_fresh_oidc": "5m"}]')
+        for page, wanted in (("/approve/ABCDEF-123456", "/approve/ABCDEF-123456"), ("https://evil.example/", "/")):
+            refused = self.approve(challenge_id=self.challenge(), page=page, as_script=True)
+            self.assertEqual((refused.code, refused.json["error"]), (403, "oidc_reauth_required"))
+            self.assertEqual(refused.json["retry"], f"/sessions/login?next={wanted}&fresh=300")
 
     def test_justification(self) -> None:
         """A required reason may come from the approver; a broken one counts as absent."""

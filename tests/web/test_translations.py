@@ -145,6 +145,20 @@ class TimeTests(SynchronousTestCase):
             ["just now", "just now", "1 min ago", "59 min ago", "1 h ago", "23 h ago", "1 day ago", "2 days ago"],
         )
 
+    def test_duration(self) -> None:
+        """A policy's durations as people read them; all of each, and nothing lost."""
+        german = CATALOGUES["de"]
+        for text, wanted in (
+            ("5m0s", "5 Min."),
+            ("1m30s", "1 Min. 30 Sek."),
+            ("25h1m0s", "1 T. 1 Std. 1 Min."),
+            ("0s", "0 Sek."),
+            ("1.5s", "1.5s"),
+            ("-5m0s", "-5m0s"),
+            ("soon", "soon"),
+        ):
+            self.assertEqual(german.duration(text), wanted)
+
     def test_lasting(self) -> None:
         """The two largest units."""
         german = CATALOGUES["de"]
