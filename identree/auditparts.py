@@ -336,7 +336,15 @@ class Sinks(MultiService):
         self._adopted: dict[str, list[Follower]] = {}
         self._look = LoopingCall(self._look_around)
         self._look.clock = around.reactor
-        self._adopts = adopts and bool(self._names)
+        self._adopts = adopts
+        self._others: list[Callable[[Feed], Follower]] = []
+
+    def followed_too(self, make: Callable[[Feed], Follower]) -> None:
+        """
+        A follower that its own service starts for this process's chain takes part in the chains of others. To be said
+        before the start.
+        """
+        self._others.append(make)
 
     def startService(self) -> None:
         """After the store, whose chain has its name then."""
@@ -345,7 +353,7 @@ class Sinks(MultiService):
                 self._own[name] = self._follow(name, self._store.outbox)
                 self._store.outbox.when_set_back(self._own[name].set_back)
         super().startService()
-        if self._adopts:
+        if self._adopts and (self._names or self._others):
             self._look.start(ALIVE_SECONDS).addErrback(
                 lambda failure: self._log.failure("nobody looks after other chains any more", failure)
             )
@@ -407,7 +415,11 @@ class Sinks(MultiService):
                 self._log.warn(
                     "audit: replica {instance} is gone; its last events are sent on from here", instance=instance
                 )
-                self._adopted[instance] = [self._follow(name, feed) for name in self._names]
+                followers = [self._follow(name, feed) for name in self._names]
+                for make in self._others:
+                    followers.append(make(feed))
+                    followers[-1].setServiceParent(self)
+                self._adopted[instance] = followers
             elif all(follower.finished for follower in followers):
                 await self._leave(instance)
                 await self._store.disown(instance)

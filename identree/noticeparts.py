@@ -39,7 +39,7 @@ from identree.core.routing import WEBPUSH
 from identree.core.verdict import Approver
 from identree.settings.values import Settings
 from identree.sinks.follower import Follower, Unavailable
-from identree.storage.interface import DeliveryState
+from identree.storage.interface import DeliveryState, Feed
 from identree.storage.store import SqlStore
 
 # The follower's name, as in the table of cursors.
@@ -86,7 +86,7 @@ class NoticeServices(MultiService):
 
     _log = Logger(namespace="identree")
 
-    def __init__(self, store: SqlStore, dispatcher: Dispatcher, make: Callable[[], Follower], clock: Any) -> None:
+    def __init__(self, store: SqlStore, dispatcher: Dispatcher, make: Callable[[Feed], Follower], clock: Any) -> None:
         super().__init__()
         self.setName("notification services")
         self._store = store
@@ -115,7 +115,7 @@ class NoticeServices(MultiService):
                 self._retry = self._clock.callLater(BEGIN_AGAIN_SECONDS, self._begin)
             return
         if self.running and self._follower is None:
-            self._follower = self._make()
+            self._follower = self._make(self._store.outbox)
             self._store.outbox.when_set_back(self._follower.set_back)
             self._follower.setServiceParent(self)
 
@@ -127,10 +127,15 @@ class NoticeServices(MultiService):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoticeParts:
-    """:ivar services: to be started. :ivar measure: brings gauges up to date; may ask the database."""
+    """
+    :ivar services: to be started.
+    :ivar follow: makes a follower that plans the messages of a chain.
+    :ivar measure: brings gauges up to date; may ask the database.
+    """
 
     desk: Notices
     services: NoticeServices
+    follow: Callable[[Feed], Follower]
     measure: Callable[[], Awaitable[None]]
     close: Callable[[], object]
 
@@ -243,10 +248,8 @@ def build_notices(
 
     store.subscribe(heard)
 
-    def follower() -> Follower:
-        return Follower(
-            store.outbox, _Planning(planner), _Nothing(), reactor, now=now, monotonic=monotonic, batch=BATCH
-        )
+    def follow(feed: Feed) -> Follower:
+        return Follower(feed, _Planning(planner), _Nothing(), reactor, now=now, monotonic=monotonic, batch=BATCH)
 
     async def measure() -> None:
         counts = await store.delivery_counts()
@@ -255,7 +258,8 @@ def build_notices(
 
     return NoticeParts(
         desk=desk,
-        services=NoticeServices(store, dispatcher, follower, reactor),
+        services=NoticeServices(store, dispatcher, follow, reactor),
+        follow=follow,
         measure=measure,
         close=pool.closeCachedConnections,
     )

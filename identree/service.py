@@ -789,6 +789,7 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
         directory.filler.setServiceParent(root)
         Keeper("former administrators", DEMOTE_AGAIN_SECONDS, directory.demotions.again, reactor).setServiceParent(root)
         Keeper("people who left", DEMOTE_AGAIN_SECONDS, directory.departures.look, reactor).setServiceParent(root)
+    sinks.followed_too(notices.follow)
     sinks.setServiceParent(root)
     notices.services.setServiceParent(root)
     registry.setServiceParent(root)

@@ -18,7 +18,9 @@ from identree.core import audit
 from tests import postgres
 from tests.e2e import wire
 from tests.e2e.directory import until
-from tests.e2e.server import PROGRAMS, Server
+from tests.e2e.httpreceiver import Asked, HttpReceiver, Told
+from tests.e2e.provider import Provider
+from tests.e2e.server import PROGRAMS, Server, free_port
 from tests.e2e.test_audit_kill import SINKS, Receivers, by_seq, caught_up, logged, served
 
 pytestmark = pytest.mark.e2e
@@ -163,3 +165,67 @@ class TestGone:
                 [PROGRAMS / "identree", "audit", "verify", *paths], check=False, capture_output=True, text=True
             )
             assert said.returncode == 0, f"{paths}: {said.stdout}{said.stderr}"
+
+
+class Inbox(HttpReceiver):
+    """Of messages to a ``webhook`` channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[dict[str, object]] = []
+
+    def take(self, asked: Asked) -> Told:
+        self.messages.append(json.loads(asked.body))
+        return Told(200)
+
+
+class TestMessagesOfTheGone:
+    def test_the_other_tells(self, tmp_path: Path) -> None:
+        """
+        A replica is killed between the commit of an event and the note of who is told of it, and never comes back: the
+        other one tells, also where no sink is configured.
+        """
+        with database() as dsn, Inbox() as inbox, ExitStack() as stack:
+            provider = stack.enter_context(
+                Provider(free_port(), ["http://127.0.0.1:8090/callback"], {"alice": ["users"]})
+            )
+            settings = {"IDENTREE_DATABASE_DRIVER": "postgres", "IDENTREE_DATABASE_DSN": dsn, **provider.settings}
+            one, other = (self.telling(tmp_path / name, inbox, settings) for name in ("one", "other"))
+            for each in (one, other):
+                stack.callback(each.kill)
+                each.start()
+            gone = instance(one)
+            challenge = wire.create(one.port, "alice").json["challenge_id"]
+            assert wire.Visitor("alice").post(one.port, "/api/challenges/reject", challenge_id=challenge).status == 200
+            until(lambda: len(inbox.messages) == 1, "the first message")
+            one.kill()
+            # as if it had not come that far; it runs no more, so that nobody else changes this
+            rows(dsn, "DELETE FROM notification_deliveries")
+            rows(dsn, f"UPDATE sink_cursors SET seq = -1 WHERE instance = '{gone}' AND sink = 'notifications'")
+            assert len(inbox.messages) == 1
+            rows(dsn, f"UPDATE chain_writers SET seen_at = seen_at - {GONE_SECONDS} WHERE instance = '{gone}'")
+            until(lambda: len(inbox.messages) == 2, "the message of the one that is gone", PATIENCE_SECONDS)
+            assert inbox.messages[1] == inbox.messages[0]
+            assert inbox.messages[1]["event"] == "challenge_rejected"
+
+    @staticmethod
+    def telling(place: Path, inbox: Inbox, settings: dict[str, str]) -> Server:
+        place.mkdir()
+        channels = place / "channels.json"
+        channels.write_text(
+            json.dumps(
+                {
+                    "channels": [{"name": "inbox", "backend": "webhook", "url": f"{inbox.origin}/"}],
+                    "routes": [{"channels": ["inbox"], "events": ["challenge_rejected"]}],
+                }
+            )
+        )
+        return Server(
+            place,
+            {
+                **settings,
+                "IDENTREE_AUDIT_LOG": "",
+                "IDENTREE_NOTIFICATION_CONFIG_FILE": str(channels),
+                "IDENTREE_NOTIFY_ALLOWED_NETWORKS": "127.0.0.0/8",
+            },
+        )
