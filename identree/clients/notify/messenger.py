@@ -78,7 +78,7 @@ class Notifiers:
         """See :class:`~identree.app.ports.Messenger`."""
         if channel.backend == "slack":
             return _slack_bot(channel.url)
-        return channel.backend in ("discord", "webpush", "email")
+        return channel.backend in ("discord", "webpush", "email", "ntfy")
 
     async def send(
         self, channel: Channel, notice: Notice, *, device: PushDevice | None = None, previous: str = ""
@@ -105,8 +105,7 @@ class Notifiers:
                 case "discord":
                     return await self._discord(channel, notice, previous, seconds)
                 case "ntfy":
-                    target = _checked(lambda: payloads.ntfy_target(channel))
-                    await self._post(channel, target.url, payloads.ntfy(channel, notice), seconds)
+                    return await self._ntfy(channel, notice, previous, seconds)
                 case "teams":
                     await self._post(channel, channel.url, payloads.teams(notice), seconds)
                 case "apprise":
@@ -156,7 +155,7 @@ class Notifiers:
         if channel.token:
             headers["Authorization"] = f"Bearer {channel.token}"
         if notice is not None and notice.key:
-            headers["Idempotency-Key"] = hashlib.sha256(f"{channel.name}:{notice.key}".encode()).hexdigest()[:32]
+            headers["Idempotency-Key"] = _same_again(channel, notice)
         if signed and channel.secret:
             stamp = str(int(self._now().timestamp()))
             headers["X-Identree-Timestamp"] = stamp
@@ -225,6 +224,14 @@ class Notifiers:
         answer = _object((await self._post(channel, url, value, seconds)).body)
         id = str(answer.get("id", ""))
         return id if id.isascii() and id.isdigit() and len(id) <= 32 else ""
+
+    async def _ntfy(self, channel: Channel, notice: Notice, previous: str, seconds: float) -> str:
+        target = _checked(lambda: payloads.ntfy_target(channel))
+        sequence = previous or (_same_again(channel, notice) if notice.key else "")
+        value = payloads.ntfy(channel, notice, sequence)
+        answer = _object((await self._post(channel, target.url, value, seconds)).body)
+        # a server before 2.16 does not know it, and would show every change as one more message
+        return sequence if answer.get("sequence_id") == sequence else ""
 
     # -- push ---------------------------------------------------------------------------------------------------------
     async def _push(self, notice: Notice, device: PushDevice | None, seconds: float) -> str:
@@ -329,6 +336,11 @@ def _seconds(retry_after: str, now: datetime) -> float | None:
     except (ValueError, TypeError):
         return None
     return max(0.0, (at.astimezone(UTC) - now).total_seconds()) if at.tzinfo is not None else None
+
+
+def _same_again(channel: Channel, notice: Notice) -> str:
+    """By which a receiver knows a repetition of a message."""
+    return hashlib.sha256(f"{channel.name}:{notice.key}".encode()).hexdigest()[:32]
 
 
 async def _awaited(work: Awaitable[T]) -> T:

@@ -97,8 +97,12 @@ def ntfy_target(channel: Channel) -> NtfyTarget:
     return NtfyTarget(url=urlunsplit((parts.scheme, parts.netloc, path, "", "")), topic=topic)
 
 
-def ntfy(channel: Channel, notice: Notice) -> dict[str, Any]:
-    """JSON publishing (ntfy documentation, "Publish as JSON")."""
+def ntfy(channel: Channel, notice: Notice, sequence: str = "") -> dict[str, Any]:
+    """
+    JSON publishing (ntfy documentation, "Publish as JSON").
+
+    :param sequence: of messages with the same one, a subscriber sees the last.
+    """
     wording = said(notice)
     message = _plain_lines(wording).encode()[:NTFY_MESSAGE_BYTES].decode("utf-8", "ignore")
     value: dict[str, Any] = {
@@ -108,6 +112,8 @@ def ntfy(channel: Channel, notice: Notice) -> dict[str, Any]:
         "priority": channel.priority or _NTFY_PRIORITIES[wording.tone],
         "tags": [_NTFY_TAGS[wording.tone]],
     }
+    if sequence:
+        value["sequence_id"] = sequence
     if wording.url:
         value["click"] = notice.approval_url or wording.url
         value["actions"] = [{"action": "view", "label": wording.button, "url": wording.url, "clear": True}]

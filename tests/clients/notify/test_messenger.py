@@ -215,6 +215,23 @@ class EditTests(MessengerCase):
         self.assertEqual(self.successResultOf(self.send(hook)), "")
         self.assertFalse(self.notifiers.edits(hook))
 
+    def test_ntfy(self) -> None:
+        """A message is brought up to date by its sequence, where the server says that it knows what that is."""
+        channel = Channel(name="n", backend="ntfy", url="https://ntfy.example/alerts")
+        self.assertTrue(self.notifiers.edits(channel))
+        first = self.send(channel)
+        sequence = json.loads(self.http.requests[0][3])["sequence_id"]
+        self.assertRegex(sequence, "^[-_A-Za-z0-9]{1,64}$")
+        # before 2.16
+        self.assertEqual(self.successResultOf(first), "")
+        self.http.answers = [FakeResponse(200, json.dumps({"id": "x", "sequence_id": sequence}).encode())] * 2
+        self.assertEqual(self.successResultOf(self.send(channel)), sequence)
+        edited = self.send(channel, replace(RICH, key="i:9", outcome="approved"), previous=sequence)
+        self.assertEqual(self.successResultOf(edited), sequence)
+        self.assertEqual({json.loads(body)["sequence_id"] for *_, body in self.http.requests}, {sequence})
+        self.successResultOf(self.send(channel, replace(RICH, key="")))
+        self.assertNotIn("sequence_id", json.loads(self.http.requests[-1][3]))
+
     def test_discord(self) -> None:
         """The message's id is asked for, and used to change it; an odd one is none."""
         channel = Channel(name="d", backend="discord", url="https://discord.com/api/webhooks/1/abc?thread_id=7")
