@@ -6,7 +6,7 @@ The approval policies in force: from the database, with versions, or from the fi
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -14,6 +14,7 @@ from functools import partial
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from identree.app.health import InThread
 from identree.app.journal import Journal
 from identree.app.people import Caller
 from identree.app.ports import Now
@@ -111,7 +112,7 @@ class PolicyBook:
         source: str,
         path: str,
         now: Now,
-        in_thread: Callable[[Callable[[], object]], Awaitable[object]],
+        in_thread: InThread,
         journal: Journal,
         group: Callable[[str], str] = lambda hostname: "",
         roster: Callable[[frozenset[str]], Sequence[Approver]] = lambda groups: (),
@@ -153,7 +154,7 @@ class PolicyBook:
         if saved is None:
             saved = await self._take_over()
         if saved is not None:
-            self._use(saved)
+            await self._use(saved)
         self._journal.info("POLICY engine loaded", policies=len(self._policies), version=self._policies.version)
 
     async def _take_over(self) -> PolicyVersion | None:
@@ -162,7 +163,7 @@ class PolicyBook:
         if raw is None:
             return None
         try:
-            policies = Policies.parse(raw)
+            policies = await self._parse(raw)
         except ValueError as problem:
             raise BadStateFile(f"{self._path}: {problem}") from problem
         try:
@@ -181,7 +182,10 @@ class PolicyBook:
     async def _read(self) -> tuple[bytes | None, Signature]:
         if not self._path:
             return None, None
-        return await self._in_thread(partial(read_state_file, self._path, POLICY_BYTES))  # type: ignore[return-value]
+        found: tuple[bytes | None, Signature] = await self._in_thread(
+            partial(read_state_file, self._path, POLICY_BYTES)
+        )
+        return found
 
     async def refresh(self) -> None:
         """To be called every few seconds, and when somebody has saved. Trouble leaves the last good policies."""
@@ -194,7 +198,7 @@ class PolicyBook:
         saved = await self._store.policies()
         if saved is not None and saved.version != self._policies.version:
             try:
-                self._use(saved)
+                await self._use(saved)
             except ValueError as problem:
                 self._say(f"version {saved.version} cannot be used: {problem}. The last good one stays in force")
         elif saved is not None:
@@ -208,14 +212,22 @@ class PolicyBook:
                 lambda failure: self._log.warn("policies: {why}", why=failure.getErrorMessage())
             )
 
-    def _use(self, saved: PolicyVersion) -> None:
+    async def _use(self, saved: PolicyVersion) -> None:
         """:raise ValueError: it cannot be understood."""
+        self._set(saved, await self._parse(saved.document.encode()))
+
+    def _set(self, saved: PolicyVersion, policies: Policies) -> None:
         if saved.version < self._policies.version:
             # read before another one was saved here
             return
-        self._policies = Policies.parse(saved.document.encode()).with_version(saved.version)
+        self._policies = policies.with_version(saved.version)
         self._known.saved = saved
         self._say("")
+
+    async def _parse(self, raw: bytes) -> Policies:
+        """A thousand policies take longer than the reactor may wait. :raise ValueError: they cannot be understood."""
+        policies: Policies = await self._in_thread(partial(Policies.parse, raw))
+        return policies
 
     def _say(self, problem: str) -> None:
         if problem and problem != self._known.problem:
@@ -236,7 +248,7 @@ class PolicyBook:
             return
         self._known.signature = signature
         try:
-            differs = Policies.parse(raw).fields() != self._policies.fields()
+            differs = await self._in_thread(partial(_differ, raw, self._policies))
         except ValueError:
             differs = True
         if differs:
@@ -306,6 +318,16 @@ class PolicyBook:
             more=more,
         )
 
+    async def draft(self, fields: object) -> Policies:
+        """
+        Policies that are not in force, for :meth:`preview`.
+
+        :param fields: a list of objects as in a policy file.
+        :raise ValueError: they cannot be understood.
+        """
+        policies: Policies = await self._in_thread(partial(Policies.from_fields, fields))
+        return policies
+
     # -- changing -----------------------------------------------------------------------------------------------------
     async def add(
         self, caller: Caller, fields: Mapping[str, object], *, seen: int | None = None, address: str = ""
@@ -369,7 +391,7 @@ class PolicyBook:
         if len(raw) > POLICY_BYTES:
             raise Invalid(f"the file is larger than {POLICY_BYTES} bytes")
         try:
-            policies = Policies.parse(raw)
+            policies = await self._parse(raw)
         except ValueError as problem:
             raise Invalid(str(problem)) from None
         await self._change(
@@ -384,7 +406,7 @@ class PolicyBook:
             raise PoliciesFromFile
         document = (await self.version(caller, number)).document
         try:
-            policies = Policies.parse(document.encode())
+            policies = await self._parse(document.encode())
         except ValueError as problem:
             raise Invalid(str(problem)) from None
         note = f"version {number} again"
@@ -406,13 +428,13 @@ class PolicyBook:
             if seen is not None and seen != before.version:
                 raise PoliciesChanged
             try:
-                policies = Policies.from_fields(edit(before.fields()))
+                policies, document = await self._in_thread(partial(_edited, before, edit))
             except ValueError as problem:
                 raise Invalid(str(problem)) from None
             version = before.version + 1
             try:
                 saved = await self._store.save_policies(
-                    policies.to_json(),
+                    document,
                     seen=before.version,
                     author=caller.username,
                     note=note,
@@ -422,7 +444,7 @@ class PolicyBook:
                 )
             except Conflict:
                 continue
-            self._use(saved)
+            self._set(saved, policies)
             self._journal.info(
                 "POLICY_CHANGED", user=caller.username, what=word, policy=subject, version=version, remote_addr=address
             )
@@ -436,6 +458,17 @@ class PolicyBook:
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 # Versions that the page shows at once.
 HISTORY_LINES = 20
+
+
+def _differ(raw: bytes, policies: Policies) -> bool:
+    """:raise ValueError: the file cannot be understood."""
+    return Policies.parse(raw).fields() != policies.fields()
+
+
+def _edited(before: Policies, edit: Edit) -> tuple[Policies, str]:
+    """The policies, and how they are stored. :raise ValueError: they cannot be understood."""
+    policies = Policies.from_fields(edit(before.fields()))
+    return policies, policies.to_json()
 
 
 def _parsed(raw: bytes | None) -> Policies:

@@ -13,13 +13,13 @@ from twisted.web import http
 from twisted.web.iweb import IRequest
 
 from identree.app.decisions import Decisions
+from identree.app.health import InThread
 from identree.app.hosts import Hosts
 from identree.app.people import Caller
 from identree.app.policies import POLICY_BYTES, PolicyBook, UnknownPolicy, preview_in_full, preview_json
 from identree.app.rules import Rules
 from identree.core.errors import Forbidden, Invalid, PoliciesChanged, PoliciesFromFile, Refused, SessionExpired
 from identree.core.noticefiles import NAME
-from identree.core.policy import Policies
 from identree.web import replies
 from identree.web.fleet import AdminCalls, CallAnswers
 from identree.web.forms import Form, Forms
@@ -29,6 +29,7 @@ from identree.web.render import AdminPage, Renderer, Shell
 from identree.web.router import LOGIN_PATH, CardAnswers, Router
 from identree.web.sessions import BrowserSessions, Flash
 from identree.web.translations import N_
+from identree.web.views import banners
 
 POLICIES_PATH = "/admin/policies"
 PREVIEW_PATH = "/api/policy/preview"
@@ -101,6 +102,7 @@ class PolicyRoutes:
     :param ends_at: when a session that is renewed now ends (``People.session_ends_at``).
     :param channels: names of the notification channels.
     :param host_groups: of the host registry; None: there is none.
+    :param in_thread: runs what takes long in a thread.
     """
 
     router = Router()
@@ -117,6 +119,7 @@ class PolicyRoutes:
         ends_at: Callable[[Caller], datetime],
         channels: Callable[[], tuple[str, ...]] = tuple,
         host_groups: Callable[[], tuple[str, ...] | None] = lambda: None,
+        in_thread: InThread,
     ) -> None:
         self.answers = PolicyAnswers(render)
         self._book = book
@@ -128,6 +131,7 @@ class PolicyRoutes:
         self._ends_at = ends_at
         self._channels = channels
         self._host_groups = host_groups
+        self._in_thread = in_thread
 
     # -- looking ------------------------------------------------------------------------------------------------------
     @router.route(POLICIES_PATH, methods=["GET"])
@@ -153,34 +157,33 @@ class PolicyRoutes:
         number = _number(asked.get("version", ""))
         older = await self._book.version(caller, number) if number else None
         reading = self._render.reading(request)
-        view = policies_view(
-            reading,
-            sight,
-            editing=asked.get("edit", ""),
-            older=older,
-            channels=self._channels(),
-            host_groups=self._host_groups(),
-        )
-        preview = None
+        flashes = self._sessions.flashes(request)
+        channels, host_groups = self._channels(), self._host_groups()
         user, host = asked.get("user", "").strip(), asked.get("host", "").strip().lower()
+        command = asked.get("command", "")[:4096]
+        preview = None
         if user and host:
-            preview = preview_view(
+            found = self._book.preview(user[:MAX_HOSTS_AND_USERS], host[:MAX_HOSTS_AND_USERS], command=command)
+            preview = preview_view(reading, found)
+
+        def make() -> dict[str, object]:
+            view = policies_view(
                 reading,
-                self._book.preview(
-                    user[:MAX_HOSTS_AND_USERS], host[:MAX_HOSTS_AND_USERS], command=asked.get("command", "")[:4096]
-                ),
+                sight,
+                editing=asked.get("edit", ""),
+                older=older,
+                channels=channels,
+                host_groups=host_groups,
             )
-        return self._render.page(
-            request,
-            "admin_policies.html",
-            shell=await self._shell(caller),
-            view=view,
-            preview=preview,
-            asked={"user": user, "host": host, "command": asked.get("command", "")[:4096]},
-            banners=(
-                *self._render.banners(request, self._sessions.flashes(request)),
-                *view.said(self._sessions.flashes(request)),
-            ),
+            return {
+                "view": view,
+                "preview": preview,
+                "asked": {"user": user, "host": host, "command": command},
+                "banners": (*banners(flashes, reading), *view.said(flashes)),
+            }
+
+        return await self._render.page_in_thread(
+            request, "admin_policies.html", self._in_thread, make, shell=await self._shell(caller)
         )
 
     @router.route("/api/policies/export", methods=["GET"])
@@ -367,7 +370,7 @@ class PreviewRoutes:
         draft = None
         if members.get("policies") is not None:
             try:
-                draft = Policies.from_fields(members["policies"])
+                draft = await self._book.draft(members["policies"])
             except ValueError as problem:
                 raise Invalid(str(problem)) from None
         found = self._book.preview(

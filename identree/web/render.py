@@ -20,6 +20,7 @@ from twisted.web import http
 from twisted.web.iweb import IRequest
 
 import identree
+from identree.app.health import InThread
 from identree.app.people import Caller
 from identree.app.ports import Now
 from identree.app.rules import Rules
@@ -143,6 +144,25 @@ class Renderer:
         """A page of a signed-in person, in its frame."""
         return self._send(request, template, status, shell=shell, **context)
 
+    async def page_in_thread(
+        self,
+        request: IRequest,
+        template: str,
+        in_thread: InThread,
+        make: Callable[[], Mapping[str, object]],
+        *,
+        shell: Shell,
+    ) -> bytes:
+        """
+        A page that may be long.
+
+        :param make: what the template is given beside the shell; it runs in the thread, and leaves the request alone.
+        """
+        values = self._values(request, shell=shell)
+        compiled = self._environments[values["language"].code].get_template(template)
+        rendered = await in_thread(lambda: compiled.render({**values, **make()}).encode())
+        return html(request, http.OK, rendered)
+
     def fragment(self, request: IRequest, template: str, *, status: int = http.OK, **context: object) -> bytes:
         """A piece of a page for a script that puts it in place."""
         return self._send(request, template, status, **context)
@@ -182,10 +202,15 @@ class Renderer:
         return banners(flashes, self.reading(request))
 
     def _send(self, request: IRequest, template: str, status: int, **context: object) -> bytes:
+        values = self._values(request, **context)
+        text = self._environments[values["language"].code].get_template(template).render(values)
+        return html(request, status, text.encode("utf-8"))
+
+    def _values(self, request: IRequest, **context: object) -> dict[str, Any]:
         reading = self.reading(request)
         theme = cookie(request, "identree_theme")
         shell = context.get("shell")
-        values: dict[str, Any] = {
+        return {
             "shell": None,
             "banners": banners(shell.flashes, reading) if isinstance(shell, Shell) else (),
             "language": reading.language,
@@ -197,8 +222,6 @@ class Renderer:
             "warning_seconds": WARNING_SECONDS,
             **context,
         }
-        text = self._environments[reading.language.code].get_template(template).render(values)
-        return html(request, status, text.encode("utf-8"))
 
 
 def _environment(directory: Path, language: Language, **functions: Callable[[str], str]) -> Environment:

@@ -294,7 +294,7 @@ def build_site(
     :param refresh_wanted: what PocketID's webhook calls.
     :param trail: gets the audit records of what strangers try.
     :param measure: what brings gauges up to date, called before each scrape of the metrics; it must not block.
-    :param in_thread: runs what of the metrics is slow in a thread.
+    :param in_thread: runs what takes long in a thread.
     :param token: returns n random bytes as hex.
     """
     addresses = Addresses(lambda: settings.trusted_proxies)
@@ -368,7 +368,7 @@ def build_site(
             )
         )
     presented = credentials or Credentials()
-    if policies is not None:
+    if policies is not None and in_thread is not None:
         routes += [
             PolicyRoutes(
                 book=policies,
@@ -380,6 +380,7 @@ def build_site(
                 ends_at=people.session_ends_at,
                 channels=channels,
                 host_groups=host_groups,
+                in_thread=in_thread,
             ),
             PreviewRoutes(
                 book=policies,

@@ -82,6 +82,16 @@ class GlobTests(SynchronousTestCase):
             return
         glob.matches(text)
 
+    @given(
+        st.lists(st.sampled_from(["*", "*", "a", "b", "ab", "/", "?", "[^a]"]), max_size=8),
+        st.text("ab/", max_size=12),
+        st.booleans(),
+    )
+    def test_fast(self, pieces: list[str], text: str, slashes: bool) -> None:
+        """The short way and the one that follows all choices at once say the same."""
+        glob = Glob("".join(pieces), slashes=slashes)
+        self.assertEqual(glob.matches(text), glob._follow(text))
+
     def test_no_explosion(self) -> None:
         """Many stars cost their number, not a power of it."""
         self.assertFalse(Glob("*a" * 200 + "b").matches("a" * 253))

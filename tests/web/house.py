@@ -229,6 +229,7 @@ class House:
             rules=lambda: self.rules,
             now=self.now,
             monotonic=clock.seconds,
+            in_thread=_at_once,
             directory=desk,
             one_taps=self.one_taps,
             policies=self.book,
