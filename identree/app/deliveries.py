@@ -70,6 +70,8 @@ LEASE = timedelta(minutes=6)
 # Without a wake-up it is looked this often whether something is due.
 LOOK_SECONDS = 15.0
 FAREWELL_SECONDS = 45.0
+# Pages that show the log are told of changes this often at most.
+TELL_SECONDS = 1.0
 MAX_ERROR = 1200
 
 
@@ -466,6 +468,9 @@ class Dispatcher(Service):
         self._again = False
         self._said = ""
         self._idle: list[Deferred[None]] = []
+        # whether the log has changed since pages were told, and when that was
+        self._changed = False
+        self._told = -TELL_SECONDS
 
     # -- service ------------------------------------------------------------------------------------------------------
     def startService(self) -> None:
@@ -530,6 +535,8 @@ class Dispatcher(Service):
             due = await self._store.next_delivery()
             if due is not None:
                 pause = min(pause, max(0.05, (due - self._now()).total_seconds() + 0.05))
+            if self._changed:
+                pause = min(pause, await self._tell_pages())
             self._said = ""
         except StorageUnavailable as problem:
             if str(problem) != self._said:
@@ -543,6 +550,15 @@ class Dispatcher(Service):
                 if self._timer is not None and self._timer.active():
                     self._timer.cancel()
                 self._timer = self._clock.callLater(pause, self.wake)
+
+    async def _tell_pages(self) -> float:
+        """Returns in how many seconds there is something to tell again."""
+        again = self._told + TELL_SECONDS - self._monotonic()
+        if again > 0:
+            return again
+        self._changed, self._told = False, self._monotonic()
+        await self._store.deliveries_changed()
+        return LOOK_SECONDS
 
     def _start(self, delivery: Delivery) -> None:
         work = Deferred.fromCoroutine(self._deliver(delivery))
@@ -582,9 +598,7 @@ class Dispatcher(Service):
             return
         if self._busy[channel.name] >= MOST_OF_CHANNEL:
             later = now + timedelta(seconds=1)
-            await self._store.settle_delivery(
-                delivery.id, self._owner, DeliveryState.QUEUED, now, error=delivery.error, due_at=later
-            )
+            await self._put_back(delivery, delivery.error, later)
             return
         self._busy[channel.name] += 1
         began = self._monotonic()
@@ -654,7 +668,13 @@ class Dispatcher(Service):
             self._journal.error("NOTIFY failed", channel=channel.name, event=planned.event, err=why)
             await self._settle(delivery, DeliveryState.FAILED, error=why)
             return
-        await self._store.settle_delivery(delivery.id, self._owner, DeliveryState.QUEUED, now, error=why, due_at=due)
+        await self._put_back(delivery, why, due)
+
+    async def _put_back(self, delivery: Delivery, why: str, due: datetime) -> None:
+        self._changed = True
+        await self._store.settle_delivery(
+            delivery.id, self._owner, DeliveryState.QUEUED, self._now(), error=why, due_at=due
+        )
 
     async def _settle(self, delivery: Delivery, state: DeliveryState, *, error: str = "", reference: str = "") -> None:
         if state is DeliveryState.SKIPPED:
@@ -662,6 +682,7 @@ class Dispatcher(Service):
             self._journal.warn(
                 "NOTIFY skipped", reason=error, channel=delivery.planned.channel, event=delivery.planned.event
             )
+        self._changed = True
         await self._store.settle_delivery(
             delivery.id, self._owner, state, self._now(), error=error, reference=reference[:2000]
         )

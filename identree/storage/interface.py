@@ -1082,6 +1082,9 @@ class Store(Protocol):
     async def tell_replicas(self, event: str) -> None:
         """Wake the other replicas with this event, which names nobody: ``reload_notify_config``."""
 
+    async def deliveries_changed(self) -> None:
+        """Tell pages that show the delivery log, whichever replica has served them."""
+
     def subscribe(self, listener: Callable[[Live], None]) -> Callable[[], None]:
         """
         Be told, on the reactor, of every committed :class:`Live`, of this process and of other replicas, once.
@@ -1090,6 +1093,6 @@ class Store(Protocol):
         :class:`Revocations` again; an event ``directory_published`` that another replica published a directory; an
         event ``policies_changed`` that a process, this one too, has saved other policies; an event
         ``reload_notify_config`` that another replica has changed the notification files; an event
-        ``deliveries_planned`` that messages wait to be sent.
+        ``deliveries_planned`` that messages wait to be sent, and ``deliveries_changed`` that some have been dealt with.
         Returns the function that ends it.
         """

@@ -15,6 +15,7 @@ from identree.storage.times import instant, instant_or_none, seconds
 # Other replicas read their notification files again (spec/notifications-and-policy section 4).
 RELOAD_NOTIFY = "reload_notify_config"
 DELIVERIES_PLANNED = "deliveries_planned"
+DELIVERIES_CHANGED = "deliveries_changed"
 
 _OVER = "no longer waiting"
 _LATE = "too late"
@@ -272,3 +273,7 @@ def pushed(id: str, now: datetime) -> Script[None]:
 
 def tell_replicas(event: str) -> Script[None]:
     yield Effects(cluster=({"type": event},))
+
+
+def tell_pages() -> Script[None]:
+    yield Effects(live=(Live(event=DELIVERIES_CHANGED, username=""),))

@@ -565,6 +565,9 @@ class SqlStore:
     async def tell_replicas(self, event: str) -> None:
         await self._driver.write(lambda: notices.tell_replicas(event))
 
+    async def deliveries_changed(self) -> None:
+        await self._driver.write(notices.tell_pages)
+
     def subscribe(self, listener: Callable[[Live], None]) -> Callable[[], None]:
         return self._bus.subscribe(listener)
 

@@ -25,7 +25,7 @@ from identree.storage.interface import DeliveryState
 from identree.web import replies
 from identree.web.fleet import AdminCalls, CallAnswers, CallRefused
 from identree.web.forms import Form, Forms
-from identree.web.notification_views import page_banners, page_view, profile_view
+from identree.web.notification_views import NotificationsView, page_banners, page_view, profile_view
 from identree.web.reading import Addresses, BadJSON, body, first_header, is_json, json_object, json_string, query
 from identree.web.render import AdminPage, Renderer, Shell
 from identree.web.router import LOGIN_PATH, CardAnswers, Router, TextAnswers
@@ -90,25 +90,34 @@ class NotificationRoutes:
         opened = await self._opened(request)
         if isinstance(opened, bytes):
             return opened
-        asked = query(request)
         if not opened.is_admin:
             return replies.see_other(request, self._rules().external_url + "/")
+        view = await self._view(request, opened)
+        return await self._page(request, "admin_notifications.html", opened, view)
+
+    @router.route("/fragments/deliveries", methods=["GET"])
+    async def deliveries_fragment(self, request: IRequest) -> bytes:
+        """The delivery log of the page with the same query, as it is now; does not prolong the session."""
+        caller = await self._sessions.caller(request)
+        return self._render.fragment(request, "fragments/deliveries.html", view=await self._view(request, caller))
+
+    async def _view(self, request: IRequest, caller: Caller) -> NotificationsView:
+        asked = query(request)
         state = next((one for one in DeliveryState if one.value == asked.get("state", "")), None)
         channel = asked.get("channel", "")[:64]
-        log = await self._desk.deliveries(opened, before=_number(asked.get("before", "")), channel=channel, state=state)
-        view = page_view(
+        log = await self._desk.deliveries(caller, before=_number(asked.get("before", "")), channel=channel, state=state)
+        return page_view(
             self._render.reading(request),
-            channels=self._desk.channels(opened),
-            routes=self._desk.routes(opened),
-            preferences=self._desk.preferences(opened),
-            problems=self._desk.problems(opened),
+            channels=self._desk.channels(caller),
+            routes=self._desk.routes(caller),
+            preferences=self._desk.preferences(caller),
+            problems=self._desk.problems(caller),
             log=log,
             editing=asked.get("edit", ""),
             route=_number(asked.get("route", "")),
             channel=channel,
             state=state,
         )
-        return await self._page(request, "admin_notifications.html", opened, view)
 
     @router.route(PROFILE_PATH, methods=["GET"])
     async def profile(self, request: IRequest) -> bytes:

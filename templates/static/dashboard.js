@@ -113,7 +113,7 @@ handleForms(async (form, answer) => {
   await refresh(answer.flash);
 });
 onTimeRanOut(() => refresh());
-follow(() => refresh());
+follow((name) => name === "deliveries_changed" || refresh());
 showCount(all("[data-request]").length, true);
 
 // Sessions end without an event; the list is read again when the first one has.

@@ -70,6 +70,7 @@ function showError(form, text, link) {
 function signInLink(path) {
   const link = document.createElement("a");
   link.href = url(path);
+  link.dataset.stepUp = "";
   link.textContent = words.signInAgain;
   return link;
 }

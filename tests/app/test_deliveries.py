@@ -126,6 +126,21 @@ class DeliveryCase(SynchronousTestCase):
         return self.world.sample("identree_notifications_total", status=status, channel=channel)
 
 
+class PageTests(DeliveryCase):
+    def test_told(self) -> None:
+        """Pages with the log are told when something has become of messages, once in a second at most."""
+        heard: list[str] = []
+        self.world.store.subscribe(lambda live: heard.append(live.event))
+        for _ in range(5):
+            self.create()
+        self.assertEqual(heard.count("deliveries_changed"), 1)
+        self.world.clock.advance(1.1)
+        self.assertEqual(heard.count("deliveries_changed"), 2)
+        self.world.clock.advance(60)
+        self.assertEqual(heard.count("deliveries_changed"), 2)
+        self.assertEqual(len(self.messenger.sent), 5)
+
+
 class PlanTests(DeliveryCase):
     def test_request(self) -> None:
         """A request is told at once, with links that work for it, and what the host told."""
