@@ -1,7 +1,8 @@
 // The approval page: one request, followed until it is over.
 
 import { all, find, onTimeRanOut, showCount, showTimes, signedOut, url } from "./page.js";
-import { handleForms, offerReasons } from "./forms.js";
+import { handleForms } from "./forms.js";
+import { offerReasons } from "./reasons.js";
 import { follow } from "./live.js";
 
 const place = document.getElementById("request");

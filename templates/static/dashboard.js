@@ -1,7 +1,8 @@
 // The dashboard: patched with what the server shows now, piece by piece, so that nothing typed or opened is lost.
 
 import { all, find, keepToken, now, onTimeRanOut, showCount, showTimes, signedOut, url, words } from "./page.js";
-import { announce, errorBanner, handleForms, offerReasons } from "./forms.js";
+import { announce, errorBanner, handleForms } from "./forms.js";
+import { offerReasons } from "./reasons.js";
 import { follow } from "./live.js";
 
 function busy(element) {

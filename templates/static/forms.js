@@ -1,29 +1,7 @@
 // Decisions without leaving the page: the server's answer is shown in place, and success is never assumed.
 
 import { all, askSession, find, signedOut, url, words } from "./page.js";
-
-// The offered reasons as buttons that fill the field; without scripts the field offers them itself.
-export function offerReasons(root = document) {
-  for (const field of all("[data-justification]", root)) {
-    const chips = find("[data-chips]", field);
-    if (chips.childElementCount) continue;
-    const input = find("input", field);
-    const mark = () => all("button", chips).forEach((chip) => chip.setAttribute("aria-pressed", String(chip.textContent === input.value)));
-    for (const option of all("option", field)) {
-      const chip = document.createElement("button");
-      chip.type = "button";
-      chip.textContent = option.value;
-      chip.addEventListener("click", () => {
-        input.value = input.value === option.value ? "" : option.value;
-        mark();
-      });
-      chips.append(chip);
-    }
-    input.addEventListener("input", mark);
-    mark();
-    chips.hidden = !chips.childElementCount;
-  }
-}
+import { offerReasons } from "./reasons.js";
 
 function icon(name) {
   const sprite = find("svg use").getAttribute("href").split("#")[0];

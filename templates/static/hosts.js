@@ -1,7 +1,7 @@
 // The hosts page: a password is shown after a reason was given, and taken off the page again.
 
 import { all, askSession, find, signedOut, url, words } from "./page.js";
-import { offerReasons } from "./forms.js";
+import { offerReasons } from "./reasons.js";
 
 const said = find("#host-words").dataset;
 

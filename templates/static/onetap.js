@@ -1,5 +1,5 @@
 // The confirmation page of a one-tap link: the offered reasons as buttons. It works without this script.
 
-import { offerReasons } from "./forms.js";
+import { offerReasons } from "./reasons.js";
 
 offerReasons();

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -46,8 +47,14 @@ class Office:
 
 
 @pytest.fixture(scope="module")
-def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
-    directory, port = tmp_path_factory.mktemp("office"), free_port()
+def browser() -> Iterator[Browser]:
+    with Browser() as made:
+        yield made
+
+
+@pytest.fixture
+def office(tmp_path: Path, browser: Browser) -> Iterator[Office]:
+    directory, port = tmp_path, free_port()
     with ExitStack() as stack:
         inbox = stack.enter_context(Inbox())
         channels = [
@@ -73,7 +80,7 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
             "IDENTREE_NOTIFY_ALLOWED_NETWORKS": "127.0.0.0/8",
         }
         server = stack.enter_context(Server(directory, settings, port))
-        yield Office(server, inbox, stack.enter_context(Browser()))
+        yield Office(server, inbox, browser)
 
 
 def test_log(office: Office) -> None:
@@ -106,16 +113,23 @@ def test_log(office: Office) -> None:
 
 @pytest.mark.parametrize(("size", "scheme", "language"), [("phone", "dark", "de"), ("desktop", "light", "en")])
 def test_looks(office: Office, size: str, scheme: str, language: str) -> None:
-    """Long names, addresses and answers, in both sizes, schemes and languages; a channel is tested on the page."""
+    """Long names, addresses and answers, in both sizes, schemes and languages; no policies."""
     with office.browser.person(size=size, scheme=scheme, language=language) as who:
         office.enter(who)
         expect(who.page.locator("[data-channel]")).to_have_count(2)
         expect(who.page.locator("[data-route]")).to_have_count(2)
-        before = len(office.inbox.messages)
         who.page.locator('[data-channel="inbox"] [data-test=test]').click()
         expect(who.page.locator("[data-banners]")).to_contain_text("inbox")
-        assert len(office.inbox.messages) == before + 1
-        who.shows("[data-delivery]")
+        assert len(office.inbox.messages) == 1
+        office.inbox.fail("status", status=404, body=REFUSAL.encode())
+        assert wire.create(office.server.port, "alice", "web-01").status == 201
+        expect(who.page.locator("[data-delivery]")).to_contain_text(REFUSAL)
         fits(who)
         who.accessible()
         who.keep("notifications-in-use")
+        who.open(f"{office.server.url}/admin/policies")
+        who.shows("main .empty")
+        expect(who.page.locator("[data-policy]")).to_have_count(0)
+        fits(who)
+        who.accessible()
+        who.keep("policies-none")

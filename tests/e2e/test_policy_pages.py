@@ -1,22 +1,16 @@
-"""Policies, approvals by several people, override and push messages in a real browser."""
+"""Policies, approvals by several people and override in a real browser."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import threading
 from collections.abc import Iterator
 from datetime import time
 from functools import cache
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
-from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import expect
 
 from identree.core.policy import Hours
-from tests.clients.notify.test_webpush import Browser as PushBrowser
 from tests.e2e.browser import Browser, Person
 from tests.e2e.floor import Asking, Floor
 
@@ -231,123 +225,3 @@ class TestOverride:
             field.fill("the database burns")
             carol.page.locator("[data-test=override]").click()
             expect(alice.page.locator("[data-state=approved]")).to_be_visible()
-
-
-class PushService:
-    """
-    A push service on loopback for one browser: it checks what real ones check, and reads what only the browser could.
-
-    :ivar received: headers and decrypted message of each.
-    """
-
-    def __init__(self) -> None:
-        self.browser = PushBrowser()
-        self.received: list[tuple[dict[str, str], dict[str, Any]]] = []
-        self.arrived = threading.Event()
-        service = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                good = (
-                    headers.get("content-encoding") == "aes128gcm"
-                    and headers.get("ttl", "").isdigit()
-                    and headers.get("authorization", "").startswith("vapid t=")
-                )
-                if good:
-                    service.received.append((headers, json.loads(service.browser.decrypt(body))))
-                    service.arrived.set()
-                self.send_response(201 if good else 400)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Nothing."""
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}/send/one"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    def __enter__(self) -> PushService:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    @property
-    def script(self) -> str:
-        """Headless Chromium has no push service of its own; this is its subscription with ours."""
-        value = {
-            "endpoint": self.endpoint,
-            "expirationTime": None,
-            "keys": {"p256dh": self.browser.p256dh, "auth": self.browser.auth},
-        }
-        return f"""
-const ours = {{ ...{json.dumps(value)}, toJSON: () => ({json.dumps(value)}), unsubscribe: async () => true }};
-PushManager.prototype.subscribe = async function (options) {{
-  if (!options.userVisibleOnly || options.applicationServerKey.length !== 65) throw new Error("bad options");
-  sessionStorage.setItem("subscribed", "1");
-  return ours;
-}};
-PushManager.prototype.getSubscription = async () => (sessionStorage.getItem("subscribed") ? ours : null);
-"""
-
-
-class TestPush:
-    def test_arrives(self, browser: Browser, floor: Floor) -> None:
-        """A device is added and tested: the message goes out encrypted, and Chromium's service worker shows it."""
-        with PushService() as service, browser.person() as who:
-            who.page.context.grant_permissions(["notifications"], origin=floor.url)
-            who.page.add_init_script(service.script)
-            go(who, floor, "/profile/notifications")
-            who.page.locator("[data-push-on]").click()
-            expect(who.page.locator("[data-device]")).to_have_count(1)
-            expect(who.page.locator("[data-push-off]")).to_be_visible()
-            who.page.locator("[data-device-test]").click()
-            assert service.arrived.wait(20), "nothing came"
-            _, shown = service.received[0]
-            assert shown["title"] == "Test notification from identree"
-
-            session = who.page.context.new_cdp_session(who.page)
-            registrations: list[str] = []
-            session.on(
-                "ServiceWorker.workerRegistrationUpdated",
-                lambda event: registrations.extend(one["registrationId"] for one in event["registrations"]),
-            )
-            session.send("ServiceWorker.enable")
-            who.page.evaluate("navigator.serviceWorker.ready.then(() => null)")
-            for _ in range(100):
-                if registrations:
-                    break
-                who.page.wait_for_timeout(50)
-            code = floor.codes[Asking.QUORUM]
-            asks = {
-                "title": "Sudo approval needed",
-                "body": "alice db-01",
-                "tag": code,
-                "url": f"/approve/{code}",
-                "onetap": "/api/onetap/x",
-                "tone": "ask",
-                "outcome": "",
-            }
-            over = {**asks, "title": "Sudo approved", "tone": "good", "outcome": "approved", "onetap": ""}
-            for message, wanted in ((shown, None), (asks, ["approve", "open"]), (over, [])):
-                session.send(
-                    "ServiceWorker.deliverPushMessage",
-                    {"origin": floor.url, "registrationId": registrations[-1], "data": json.dumps(message)},
-                )
-                title = quote(message["title"])
-                found = who.page.wait_for_function(
-                    f"""async () => {{
-  const registration = await navigator.serviceWorker.ready;
-  const all = await registration.getNotifications();
-  const one = all.find((each) => encodeURIComponent(each.title) === "{title}");
-  return one ? {{ tag: one.tag, actions: one.actions.map((each) => each.action), count: all.length }} : null;
-}}"""
-                ).json_value()
-                if wanted is not None:
-                    # the outcome stands in the place of the request
-                    assert (found["tag"], found["actions"], found["count"]) == (code, wanted, 2)
