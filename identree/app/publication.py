@@ -274,6 +274,10 @@ class Publication:
         await self._store.confirm_directory(self._edition.version, fetched_at)
         self._edition = replace(self._edition, fetched_at=fetched_at, refusal="")
 
+    async def claim(self, now: datetime, since: datetime) -> bool:
+        """Whether nobody else has begun to ask the source after ``since``; then nobody else does now."""
+        return await self._store.claim_directory(now, since)
+
     async def refuse(self, refusal: str) -> None:
         """Let all replicas know of a smaller directory."""
         await self._store.refuse_directory(self._edition.version, refusal)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import TypeVar
 
@@ -55,6 +55,9 @@ LAYOUT_SECONDS = 5.0
 # A replica leaves the source alone while another one has asked it within this share of the interval, and gives that
 # other one this share of the interval before it steps in.
 FRESH_SHARE, TURN_SHARE = 0.9, 1.1
+# Nobody else asks for this share of the interval after one has begun to, nor for longer than this; whoever fails comes
+# back later than that.
+CLAIM_SHARE, LONGEST_CLAIM_SECONDS = 0.5, 30.0
 # How often another replica may publish while we do.
 ATTEMPTS = 10
 PEOPLE, ENABLED, GROUPS, MEMBERSHIPS, RULES = "people", "enabled people", "groups", "memberships", "sudo rules"
@@ -390,11 +393,16 @@ class Refresh(Service):
             return False
         age = (self._now() - fetched_at).total_seconds()
         # an age of the wrong sign is a stepped clock's and says nothing
-        if not -1.0 <= age < FRESH_SHARE * self._interval:
+        if -1.0 <= age < FRESH_SHARE * self._interval:
+            self._directory.succeeded()
+            self._failures = 0
+            self._due = self._monotonic() + TURN_SHARE * self._interval - age
+            return True
+        now, claim = self._now(), min(CLAIM_SHARE * self._interval, LONGEST_CLAIM_SECONDS)
+        if await self._publication.claim(now, now - timedelta(seconds=claim)):
             return False
-        self._directory.succeeded()
-        self._failures = 0
-        self._due = self._monotonic() + TURN_SHARE * self._interval - age
+        # another one asks right now; should nothing come of it, we do
+        self._due = self._monotonic() + claim
         return True
 
     async def _refresh(self, accepted: Sequence[Loss]) -> Outcome:

@@ -67,6 +67,11 @@ _CONFIRM = (
     "fetched_at = CASE WHEN fetched_at < :fetched_at THEN :fetched_at ELSE fetched_at END "
     "WHERE name = 'default' AND version = :version RETURNING version"
 )
+# an instant to come is a stepped clock's
+_CLAIM = (
+    "UPDATE directory_state SET asked_at = :now "
+    "WHERE name = 'default' AND (asked_at <= :before OR asked_at > :now) RETURNING version"
+)
 _REFUSE = "UPDATE directory_state SET refusal = :refusal WHERE name = 'default' AND version = :version"
 _PIECE = "SELECT content FROM directory_pieces WHERE name = :name"
 _SAVE_PIECE = (
@@ -169,6 +174,11 @@ def confirm(version: int, fetched_at: datetime) -> Script[None]:
     rows = yield _CONFIRM, {"version": version, "fetched_at": seconds(fetched_at)}
     if not rows:
         raise Conflict(f"version {version}")
+
+
+def claim(now: datetime, since: datetime) -> Script[bool]:
+    rows = yield _CLAIM, {"now": seconds(now), "before": seconds(since)}
+    return bool(rows)
 
 
 def refuse(version: int, refusal: str) -> Script[None]:

@@ -716,6 +716,12 @@ class Store(Protocol):
         :raise Conflict: another version was published since.
         """
 
+    async def claim_directory(self, now: datetime, since: datetime) -> bool:
+        """
+        Whether it is the caller's turn to ask the source: nobody has claimed it after ``since``. Of several who ask at
+        once one gets it. Without a published directory nobody does.
+        """
+
     async def refuse_directory(self, version: int, refusal: str) -> None:
         """Let all replicas show what waits for acceptance; does nothing when another version was published since."""
 

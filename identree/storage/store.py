@@ -286,6 +286,9 @@ class SqlStore:
     async def confirm_directory(self, version: int, fetched_at: datetime) -> None:
         await self._driver.write(lambda: directory.confirm(version, fetched_at))
 
+    async def claim_directory(self, now: datetime, since: datetime) -> bool:
+        return await self._driver.write(lambda: directory.claim(now, since))
+
     async def refuse_directory(self, version: int, refusal: str) -> None:
         await self._driver.write(lambda: directory.refuse(version, refusal))
 

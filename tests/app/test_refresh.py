@@ -556,6 +556,35 @@ class ReplicaTests(_World):
         self.clock.pump([5] * int(INTERVAL / 5 * 1.2))
         self.assertEqual(survivor.asked, before + 1)
 
+    def test_same_moment(self) -> None:
+        """Two whose time comes at once do not both ask."""
+        mine, others = ScriptedSource(self.source.answer), ScriptedSource(self.source.answer)
+        a, b = self.started("a", source=mine), self.started("b", source=others)
+        for _ in range(3):
+            # whoever asks has no answer yet when the other one looks
+            answers: list[Deferred[Source]] = [Deferred(), Deferred()]
+            people_now, (mine.answer, others.answer) = self.source.answer, answers
+            before = mine.asked + others.asked
+            while mine.asked + others.asked == before:
+                self.clock.advance(1)
+            self.clock.pump([1] * 20)
+            self.assertEqual(mine.asked + others.asked, before + 1)
+            mine.answer = others.answer = people_now
+            for answer in answers:
+                answer.callback(people_now)
+            self.clock.pump([1] * 20)
+            self.assertEqual(mine.asked + others.asked, before + 1)
+            self.assertEqual((a.directory.health(), b.directory.health()), ("ok", "ok"))
+
+    def test_claim_without_an_end(self) -> None:
+        """Whoever has begun to ask and gets no answer is soon not waited for any more."""
+        mine, others = ScriptedSource(self.source.answer), ScriptedSource(self.source.answer)
+        self.started("a", source=mine)
+        self.started("b", source=others)
+        mine.answer, others.answer = Deferred(), Deferred()
+        self.clock.pump([1] * int(INTERVAL + 40))
+        self.assertEqual((mine.asked, others.asked), (2, 2))
+
     def test_confirmed_elsewhere(self) -> None:
         """A replica is as fresh as what another one has confirmed, though nobody told it."""
         a, b = self.pair()

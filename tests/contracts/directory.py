@@ -135,6 +135,13 @@ class DirectoryContract:
         assert found is not None
         self.assertIsNone(results[int(found.manifest)])
 
+    async def test_claim(self) -> None:
+        """One gets the turn until its time is over; a clock that was set back keeps nobody from it."""
+        self.assertFalse(await self.store.claim_directory(NOW, at(-5)))
+        await self.store.publish_directory(STATE, 0)
+        claimed = [await self.store.claim_directory(at(when), at(when - 5)) for when in (0, 0, 4, 5, 6, 3)]
+        self.assertEqual(claimed, [True, False, False, True, False, True])
+
     async def test_confirm(self) -> None:
         """A confirmation moves only the time, forwards, and ends a refusal; of an old version it is none."""
         await self.store.publish_directory(STATE, 0)

@@ -217,8 +217,9 @@ class TestInterval:
             directory.until(lambda: often(1), "a refresh", 2 * OFTEN_SECONDS)
             first = time.monotonic()
             directory.until(lambda: often(2), "another one", 3 * OFTEN_SECONDS)
-            # they have started together: if both asked, the second one came right behind the first
-            assert time.monotonic() - first > 0.8 * OFTEN_SECONDS, "both ask"
+            # they have started together: if both asked, the second one would come right behind the first; whoever has
+            # claimed the turn has half of the interval for itself
+            assert time.monotonic() - first > 0.2 * OFTEN_SECONDS, "both ask"
             for each in two:
                 assert directory.metric(each.server.port, "identree_directory_age_seconds") < 1.5 * OFTEN_SECONDS
 

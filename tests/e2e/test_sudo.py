@@ -416,6 +416,8 @@ class TestPictures:
         with here.browser.person(size="phone") as who:
             open_request(who, request, here.user)
             who.keep("story")
+            # the living line comes below the picture with the address
+            shell.expect_match("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]")
             waiting = screen_of(request)
             who.page.locator("#approve").click()
             shell.expect_match(r"\n[0-9]+ /etc/shadow\r\n[^\n]*\$ ")

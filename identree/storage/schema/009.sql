@@ -62,3 +62,6 @@ CREATE TABLE push_devices (
     last_sent_at BIGINT NOT NULL DEFAULT 0
 );
 CREATE INDEX idx_push_devices_username ON push_devices (username);
+
+-- Which replica asks the people's source: the one that has set this.
+ALTER TABLE directory_state ADD COLUMN asked_at BIGINT NOT NULL DEFAULT 0; -- when one has begun to ask; unix seconds
