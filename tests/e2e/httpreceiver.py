@@ -6,6 +6,7 @@ audit records are made from it.
 from __future__ import annotations
 
 import gzip
+import json
 import socket
 import ssl
 import struct
@@ -193,6 +194,22 @@ class HttpReceiver:
 
     def _resets(self) -> bool:
         return self._fault[0] == "reset"
+
+
+class Inbox(HttpReceiver):
+    """
+    Of messages to a ``webhook`` channel.
+
+    :ivar messages: in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[dict[str, object]] = []
+
+    def take(self, asked: Asked) -> Told:
+        self.messages.append(json.loads(asked.body))
+        return Told(200)
 
 
 class _Server(ThreadingHTTPServer):

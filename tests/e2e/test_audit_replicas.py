@@ -18,7 +18,7 @@ from identree.core import audit
 from tests import postgres
 from tests.e2e import wire
 from tests.e2e.directory import until
-from tests.e2e.httpreceiver import Asked, HttpReceiver, Told
+from tests.e2e.httpreceiver import Inbox
 from tests.e2e.provider import Provider
 from tests.e2e.server import PROGRAMS, Server, free_port
 from tests.e2e.test_audit_kill import SINKS, Receivers, by_seq, caught_up, logged, served
@@ -165,18 +165,6 @@ class TestGone:
                 [PROGRAMS / "identree", "audit", "verify", *paths], check=False, capture_output=True, text=True
             )
             assert said.returncode == 0, f"{paths}: {said.stdout}{said.stderr}"
-
-
-class Inbox(HttpReceiver):
-    """Of messages to a ``webhook`` channel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[dict[str, object]] = []
-
-    def take(self, asked: Asked) -> Told:
-        self.messages.append(json.loads(asked.body))
-        return Told(200)
 
 
 class TestMessagesOfTheGone:

@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 
 from tests.e2e import wire
 from tests.e2e.browser import Browser, Person
-from tests.e2e.httpreceiver import Asked, HttpReceiver, Told
+from tests.e2e.httpreceiver import Inbox
 from tests.e2e.provider import Provider
 from tests.e2e.server import Server, free_port
 from tests.e2e.test_policy_pages import fits
@@ -23,16 +23,6 @@ pytestmark = pytest.mark.e2e
 
 PAGE = "/admin/notifications"
 REFUSAL = "no such room: the moderators have closed it for the summer, and nobody knows when it opens again"
-
-
-class Inbox(HttpReceiver):
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[dict[str, object]] = []
-
-    def take(self, asked: Asked) -> Told:
-        self.messages.append(json.loads(asked.body))
-        return Told(200)
 
 
 @dataclass(frozen=True)
