@@ -32,9 +32,20 @@ class Glob:
         if len(pattern) > MAX_LENGTH:
             raise ValueError(f"a pattern has at most {MAX_LENGTH} characters")
         self.pattern = pattern
-        # None stands for a star
-        self._steps = _compile(pattern, _any if slashes else _not_slash)
         self._slashes = slashes
+        # where each stands in the pattern, as bits
+        self._stars = 0
+        self._characters: dict[str, int] = {}
+        self._sets: dict[_One, int] = {}
+        steps = _compile(pattern, _any if slashes else _not_slash)
+        for at, step in enumerate(steps):
+            if step is None:
+                self._stars |= 1 << at
+            elif isinstance(step, str):
+                self._characters[step] = self._characters.get(step, 0) | 1 << at
+            else:
+                self._sets[step] = self._sets.get(step, 0) | 1 << at
+        self._length = len(steps)
         # most patterns are names, and most others have no wildcard but stars
         self.literal = pattern if _PLAIN.fullmatch(pattern) else None
         self._pieces = pattern.split("*") if _STARS.fullmatch(pattern) else None
@@ -59,24 +70,30 @@ class Glob:
         return self._follow(text)
 
     def _follow(self, text: str) -> bool:
-        """All choices at once, whatever the pattern."""
-        steps = self._steps
-        positions = {0}
+        """
+        All choices at once, whatever the pattern: bit N of ``reached`` says that the text so far fits the first N
+        steps.
+        """
+        stars, fitting = self._stars, dict[str, int]()
+        reached = _past_stars(1, stars)
         for character in text:
-            after: set[int] = set()
-            for position in _skip_stars(positions, steps):
-                if position == len(steps):
-                    continue
-                step = steps[position]
-                if step is None:
-                    if self._slashes or character != "/":
-                        after.add(position)
-                elif step(character):
-                    after.add(position + 1)
-            if not after:
+            fits = fitting.get(character)
+            if fits is None:
+                fits = self._characters.get(character, 0)
+                for one, where in self._sets.items():
+                    if one(character):
+                        fits |= where
+                fitting[character] = fits
+            stays = reached & stars if self._slashes or character != "/" else 0
+            reached = _past_stars(stays | (reached & fits) << 1, stars)
+            if not reached:
                 return False
-            positions = after
-        return len(steps) in _skip_stars(positions, steps)
+        return bool(reached >> self._length & 1)
+
+
+def _past_stars(reached: int, stars: int) -> int:
+    """Together with what is reached when stars match nothing; no two of them stand side by side."""
+    return reached | (reached & stars) << 1
 
 
 def _in_order(pieces: list[str], text: str) -> bool:
@@ -94,16 +111,6 @@ def _in_order(pieces: list[str], text: str) -> bool:
     return True
 
 
-def _skip_stars(positions: set[int], steps: list[_One | None]) -> set[int]:
-    """The positions together with those reached when stars match nothing."""
-    reached = set(positions)
-    for position in positions:
-        while position < len(steps) and steps[position] is None:
-            position += 1
-            reached.add(position)
-    return reached
-
-
 def _not_slash(character: str) -> bool:
     return character != "/"
 
@@ -112,8 +119,9 @@ def _any(character: str) -> bool:
     return True
 
 
-def _compile(pattern: str, one_character: _One) -> list[_One | None]:
-    steps: list[_One | None] = []
+def _compile(pattern: str, one_character: _One) -> list[_One | str | None]:
+    """Sets and question marks, characters, and None for stars."""
+    steps: list[_One | str | None] = []
     position = 0
     while position < len(pattern):
         character = pattern[position]
@@ -129,7 +137,7 @@ def _compile(pattern: str, one_character: _One) -> list[_One | None]:
             steps.append(one)
         else:
             literal, position = _literal(pattern, position)
-            steps.append(literal.__eq__)
+            steps.append(literal)
     return steps
 
 
