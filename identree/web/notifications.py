@@ -34,6 +34,12 @@ from identree.web.translations import N_
 
 NOTIFICATIONS_PATH = "/admin/notifications"
 PROFILE_PATH = "/profile/notifications"
+# Systems that cut icons to their own shape take the maskable one.
+INSTALLED_ICONS = (
+    ("icon-192.png", 192, "any"),
+    ("icon-512.png", 512, "any"),
+    ("icon-maskable-512.png", 512, "maskable"),
+)
 WORKER_PATH, MANIFEST_PATH = "/sw.js", "/manifest.webmanifest"
 FORM_BODY_BYTES = 64 << 10
 DEVICE_BODY_BYTES = 4096
@@ -323,12 +329,12 @@ class InstallRoutes:
             "theme_color": "#127a4a",
             "icons": [
                 {
-                    "src": url(self._render.assets.path(f"icon-{size}.png")),
+                    "src": url(self._render.assets.path(name)),
                     "sizes": f"{size}x{size}",
                     "type": "image/png",
-                    "purpose": "any",
+                    "purpose": purpose,
                 }
-                for size in (192, 512)
+                for name, size, purpose in INSTALLED_ICONS
             ],
         }
         request.responseHeaders.setRawHeaders(b"Cache-Control", [b"max-age=3600"])

@@ -291,6 +291,7 @@ class DeviceTests(NoticeCase):
         manifest = self.ask("GET", "/manifest.webmanifest")
         value = json.loads(manifest.body)
         self.assertEqual((value["start_url"], value["display"]), ("/", "standalone"))
+        self.assertEqual({icon["purpose"] for icon in value["icons"]}, {"any", "maskable"})
         for icon in value["icons"]:
             self.assertEqual(self.ask("GET", icon["src"]).header("Content-Type"), "image/png")
 
