@@ -365,9 +365,11 @@ class _DatabaseTests:
     assertLess: Any
 
     def driver(self) -> tuple[str, str]:
+        """Name and DSN; SQLite's and PostgreSQL's tests have their own."""
         raise NotImplementedError
 
     def execute(self, sql: str) -> None:
+        """Beside the store; SQLite's and PostgreSQL's tests have their own."""
         raise NotImplementedError
 
     async def open(self, instance: str, log: Any = None) -> SqlStore:

@@ -557,7 +557,11 @@ class Dispatcher(Service):
         if again > 0:
             return again
         self._changed, self._told = False, self._monotonic()
-        await self._store.deliveries_changed()
+        try:
+            await self._store.deliveries_changed()
+        except StorageUnavailable:
+            self._changed = True
+            raise
         return LOOK_SECONDS
 
     def _start(self, delivery: Delivery) -> None:

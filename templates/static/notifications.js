@@ -8,14 +8,16 @@ let again = false;
 
 async function load() {
   let response;
+  let text;
   try {
     response = await fetch(url(`/fragments/deliveries${location.search}`));
+    text = await response.text();
   } catch {
-    return;
+    return; // the stream of events notices too, and says "resync" afterwards
   }
   if ([401, 403].includes(response.status)) return signedOut();
   if (!response.ok) return;
-  const log = find("[data-log]", new DOMParser().parseFromString(await response.text(), "text/html"));
+  const log = find("[data-log]", new DOMParser().parseFromString(text, "text/html"));
   const shown = find("[data-log]");
   if (!log || shown.contains(document.activeElement)) return;
   shown.replaceWith(document.adoptNode(log));
@@ -26,8 +28,11 @@ async function refresh() {
   again = running;
   if (running) return;
   running = true;
-  await load();
-  running = false;
+  try {
+    await load();
+  } finally {
+    running = false;
+  }
   if (again) refresh();
 }
 

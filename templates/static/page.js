@@ -13,8 +13,6 @@ export const all = (selector, root = document) => [...root.querySelectorAll(sele
 // Paths of the server as the browser knows them: behind a reverse proxy they may have a prefix.
 const base = document.documentElement.dataset.base;
 export const url = (path) => base + path;
-// The path of this page as the server knows it.
-export const here = () => location.pathname.slice(base.length);
 
 // -- times -----------------------------------------------------------------------------------------------------------
 const shown = document.documentElement.lang;

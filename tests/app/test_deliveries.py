@@ -140,6 +140,22 @@ class PageTests(DeliveryCase):
         self.assertEqual(heard.count("deliveries_changed"), 2)
         self.assertEqual(len(self.messenger.sent), 5)
 
+    def test_told_later(self) -> None:
+        """A database that is away when pages are to be told delays it."""
+        heard: list[str] = []
+        self.world.store.subscribe(lambda live: heard.append(live.event))
+        works = self.world.store.deliveries_changed
+
+        async def away() -> None:
+            raise StorageUnavailable("locked")
+
+        self.world.store.deliveries_changed = away  # type: ignore[method-assign]
+        self.create()
+        self.world.store.deliveries_changed = works  # type: ignore[method-assign]
+        self.assertNotIn("deliveries_changed", heard)
+        self.world.clock.advance(20)
+        self.assertEqual(heard.count("deliveries_changed"), 1)
+
 
 class PlanTests(DeliveryCase):
     def test_request(self) -> None:

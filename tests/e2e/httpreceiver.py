@@ -81,7 +81,7 @@ class HttpReceiver:
 
     # -- for subclasses -----------------------------------------------------------------------------------------------
     def take(self, asked: Asked) -> Told:
-        """Called with the lock held."""
+        """What is answered; every receiver has its own. Called with the lock held."""
         raise NotImplementedError
 
     def busy(self) -> Told:

@@ -107,13 +107,15 @@ class _Stream(TestCase):
         self.addCleanup(self.leave)
 
     def stand_in(self) -> Any:
+        """The receiver; each class of tests has its own."""
         raise NotImplementedError
 
     def shipper(self, url: str) -> Any:
+        """What speaks to it; each class of tests has its own."""
         raise NotImplementedError
 
     def sent(self, record: Sealed) -> bytes:
-        """A record as the receiver is to have it."""
+        """A record as the receiver is to have it; each class of tests says how."""
         raise NotImplementedError
 
     async def follow(self, url: str = "") -> None:
