@@ -345,11 +345,9 @@ class Publisher:
         Where a number is skipped, a connection broke at the commit that sealed those before: they are in the database,
         and go to the log first. Where numbers come again, the database has lost its latest commits.
 
+        :param records: at least one.
         :param answer: called once, on the reactor, when the log has them or has failed.
         """
-        if not records:
-            Deferred.fromCoroutine(self._look_again(answer))
-            return
         first, last = records[0].seq, records[-1].seq
         skipped = first > self._newest + 1
         if first <= self._newest:
@@ -370,8 +368,13 @@ class Publisher:
             if not self._writing:
                 self._write()
 
-    async def _look_again(self, answer: Callable[[], None]) -> None:
-        """There was nothing to seal: what there was may have been sealed without our hearing of it."""
+    async def look_again(self, answer: Callable[[], None]) -> None:
+        """
+        There was nothing to seal: what there was may have been sealed without our hearing of it. Nothing may be sealed
+        before this returns: what the look found already would seem to come again when it is published.
+
+        :param answer: as for :meth:`publish`.
+        """
         at, instance = self._newest, self.instance
         if self._driver is not None:
             with suppress(StorageUnavailable):

@@ -772,7 +772,11 @@ class PostgresDriver:
                 while True:
                     records = await self._seal_once()
                     whole = len(records) < outbox.BATCH
-                    self._publisher.publish(records, _Answers(self, jobs if whole else []))
+                    answers = _Answers(self, jobs if whole else [])
+                    if records:
+                        self._publisher.publish(records, answers)
+                    else:
+                        await self._publisher.look_again(answers)
                     if whole:
                         break
             except Exception as e:

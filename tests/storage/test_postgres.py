@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import psycopg2
@@ -105,6 +106,11 @@ class _Tests(TestCase):
     def execute(self, sql: str) -> list[tuple[object, ...]]:
         return cluster().execute(self.database, sql)
 
+    async def create(self, store: SqlStore) -> str:
+        wanted = challenge()
+        step = await store.create_challenge("alice", "h", [wanted.user_code], opening(wanted), Caps(), NOW)
+        return step.challenge.id
+
     async def until(self, heard: list[Live], wanted: Live) -> None:
         while wanted not in heard:
             await deferLater(reactor, 0.01)
@@ -174,11 +180,6 @@ class ReplicaTests(_Tests):
         heard: list[Live] = []
         second.subscribe(heard.append)
         return first, second, heard
-
-    async def create(self, store: SqlStore) -> str:
-        wanted = challenge()
-        step = await store.create_challenge("alice", "h", [wanted.user_code], opening(wanted), Caps(), NOW)
-        return step.challenge.id
 
     async def test_wake(self) -> None:
         """A commit on one wakes those who wait on the other, who find the truth."""
@@ -318,6 +319,34 @@ class LossTests(_Tests):
             for _ in range(turns):
                 await deferLater(reactor, 0.03)
             await store.stop()
+
+    async def test_look_between_seals(self) -> None:
+        """
+        Nothing is sealed while it is looked what was sealed unheard of: it would be found, and then seem to come again.
+        """
+        store = await self.store()
+        publisher = store._publisher
+        look, began, goes_on = publisher.look_again, Deferred[None](), Deferred[None]()
+
+        async def slowly(answer: Callable[[], None]) -> None:
+            began.callback(None)
+            await goes_on
+            await look(answer)
+
+        publisher.look_again = slowly  # type: ignore[method-assign]
+        store._driver._retry_sealing()  # type: ignore[attr-defined]
+        await began
+        publisher.look_again = look  # type: ignore[method-assign]
+        creating = Deferred.fromCoroutine(self.create(store))
+        while self.execute("SELECT COUNT(*) FROM outbox") != [(1,)]:
+            await deferLater(reactor, 0.01)
+        # the database has had time for it, and the turn of whoever seals has not come
+        await store.ping()
+        await store.ping()
+        self.assertEqual(self.execute("SELECT COUNT(*) FROM outbox WHERE seq IS NULL"), [(1,)])
+        goes_on.callback(None)
+        await creating
+        self.assertEqual([record.seq for record in self.log.records], [0])
 
     async def test_many_lost(self) -> None:
         """Connections killed under load: every answer of success is in the database, and in the chain."""
