@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Build artefacts: the agent, the screenshots of the tests, the numbers of the benchmarks.
 BUILD := build
-WORKERS := $(shell nproc)
+# End-to-end tests wait more than they work.
+WORKERS := $(shell expr $$(nproc) \* 3 / 2)
 # Pythons that the agent is tested on and the machine does not have.
 PYTHONS := $(CURDIR)/$(VENV)/pythons
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import agents, audit, dashboards, directory, health, hosts, peers, start
+from benchmarks import agents, audit, dashboards, directory, health, hosts, notifications, peers, policies, start
 from benchmarks.report import Report, machine
 from benchmarks.server import raise_file_limit, temporary_directory
 from tests.e2e.server import REPOSITORY
@@ -46,6 +46,8 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "audit": audit.through,
     "added": audit.added,
     "away": audit.away,
+    "policies": policies.many,
+    "notifications": notifications.burst,
     "health": health.while_all_hangs,
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import statistics
@@ -13,10 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.client import closed_loop
-from benchmarks.hosts import people
+from benchmarks.hosts import in_turns
 from benchmarks.report import Report, Result
-from benchmarks.server import SETTINGS, creation, served, temporary_directory
+from benchmarks.server import SETTINGS, served, temporary_directory
 from tests.e2e.server import REPOSITORY, SESSION_SECRET, SHARED_SECRET, free_port
 
 SINKS = ("syslog", "splunk_hec", "loki")
@@ -28,8 +26,6 @@ EVENTS_PER_SECOND = 5_000
 # While a receiver is away; the first of them fill what may be in memory.
 SETTLING, MISSED = 20_000, 60_000
 GROWTH_MB = 20.0
-# Requests of the latency are sent one after the other, to either server in turns.
-ROUNDS, ROUND_SECONDS = 12, 0.5
 ADDED_MS = 2.0
 
 
@@ -195,19 +191,11 @@ def added(report: Report) -> None:
         there = stack.enter_context(receivers())
         plain = stack.enter_context(served())
         streaming = stack.enter_context(served(there.settings()))
-        stock = {server.port: (creation(*pair) for pair in people()) for server in (plain, streaming)}
         there.order(1, SINKS)
-        # the first turns are those of the start
-        for port in stock:
-            _median_ms(port, stock[port])
-        streaming.turns()
-        medians: dict[int, list[float]] = {port: [] for port in stock}
-        for port in itertools.chain.from_iterable([list(stock)] * ROUNDS):
-            medians[port].append(_median_ms(port, stock[port]))
+        without, within = in_turns(plain, streaming)
         turns = str(streaming.turns())
         # each sink has had something, or nothing was measured
         there.complete()
-    without, within = medians[plain.port], medians[streaming.port]
     report.add(
         Result(
             name="Added to a creation by three network sinks, median",
@@ -219,13 +207,6 @@ def added(report: Report) -> None:
             reactor=turns,
         )
     )
-
-
-def _median_ms(port: int, requests: Iterator[bytes]) -> float:
-    timing = closed_loop(port, requests, 1, ROUND_SECONDS)
-    if set(timing.statuses) != {201}:
-        raise RuntimeError(f"not every answer was 201: {timing.statuses}")
-    return statistics.median(timing.latencies) * 1000
 
 
 # -- while one is away ------------------------------------------------------------------------------------------------

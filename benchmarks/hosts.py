@@ -22,6 +22,8 @@ APPROVALS_PER_SECOND = 50
 APPROVALS_PER_RUN = 250
 APPROVAL_RUNS = 5
 REAL_AGENTS = 40
+# Requests of the latency are sent one after the other, to either server in turns.
+ROUNDS, ROUND_SECONDS = 12, 0.5
 # The default life of a challenge is shorter than these runs.
 _PATIENT = {"IDENTREE_CHALLENGE_TTL": "10m"}
 
@@ -71,6 +73,25 @@ def _recorded(server: WatchedServer, answered: int) -> None:
     created = server.audit_log.read_bytes().count(b'"event":"challenge_created"')
     if created != answered:
         raise RuntimeError(f"{answered} creations were answered, and the audit log has {created}")
+
+
+def in_turns(plain: WatchedServer, other: WatchedServer) -> tuple[list[float], list[float]]:
+    """Medians of a creation in milliseconds, of either server; each round has the two after one another."""
+    stock = {server.port: (creation(*pair) for pair in people()) for server in (plain, other)}
+    # the first turns are those of the start
+    for port in stock:
+        _median_ms(port, stock[port])
+    other.turns()
+    medians: dict[int, list[float]] = {port: [] for port in stock}
+    for port in itertools.chain.from_iterable([list(stock)] * ROUNDS):
+        medians[port].append(_median_ms(port, stock[port]))
+    return medians[plain.port], medians[other.port]
+
+
+def _median_ms(port: int, requests: Iterator[bytes]) -> float:
+    timing = closed_loop(port, requests, 1, ROUND_SECONDS)
+    _all(timing, 201)
+    return statistics.median(timing.latencies) * 1000
 
 
 # -- waiting and being released ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """
-Receivers of audit records that do nothing but count, in a process of their own: ``python -m benchmarks.receivers``.
+Receivers of audit records and of messages, which do nothing but count, in a process of their own:
+``python -m benchmarks.receivers``.
 
 It prints a line of JSON with its ports. When told a number of records on standard input it forgets what came before,
 and prints, once every sink that had something has so many, how many came and when the last of them was complete, in
@@ -21,11 +22,12 @@ from twisted.protocols.basic import LineReceiver
 reactor: Any = any_reactor
 
 # What stands once in every record, as each sink writes it.
-MARKS = {"splunk_hec": b'{"event":', "loki": b'{\\"seq\\":'}
+MARKS = {"splunk_hec": b'{"event":', "loki": b'{\\"seq\\":', "webhook": b'"event":"challenge_created"'}
 ANSWERS = {
     "splunk_hec": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 27\r\n\r\n"
     b'{"text":"Success","code":0}',
     "loki": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "webhook": b"HTTP/1.1 204 No Content\r\n\r\n",
 }
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = b"content-length:"
