@@ -113,15 +113,37 @@ class NoticePlanner:
         self._now = now
         self._unknown: set[str] = set()
 
-    async def plan(self, record: Mapping[str, object]) -> None:
+    async def plan(self, *records: Mapping[str, object]) -> None:
         """
-        Write down who is told of one audit record; the same record again changes nothing.
+        Write down who is told of audit records; the same records again change nothing.
 
         :raise StorageUnavailable: try again.
         """
-        event = str(record.get("event", ""))
-        if event not in TOLD and event not in OUTCOMES:
-            return
+        devices: list[PushDevice] | None = None
+        anybody = False
+        for record in records:
+            event = str(record.get("event", ""))
+            if event not in TOLD and event not in OUTCOMES:
+                continue
+            if devices is None:
+                devices = await self._all_devices()
+                anybody = bool(devices) or self._tells
+            # what was sent before may have to be brought up to date, even where nobody is told of anything any more
+            if anybody or event in OUTCOMES:
+                await self._plan(event, record, devices)
+
+    @property
+    def _tells(self) -> bool:
+        """Whether anything but devices could be told of something."""
+        configuration = self._configuration()
+        return bool(
+            configuration.channels
+            or configuration.routes
+            or self._preferences()
+            or any(policy.notify_channels for policy in self._policies())
+        )
+
+    async def _plan(self, event: str, record: Mapping[str, object], devices: Sequence[PushDevice]) -> None:
         now = self._now()
         at = _instant(str(record.get("timestamp", "")), now)
         code = str(record.get("code", ""))
@@ -139,7 +161,7 @@ class NoticePlanner:
         until = challenge.expires_at if waits and challenge is not None else now + self._give_up_after
         pending = challenge.id if waits and challenge is not None else ""
         planned = self._channels(notice, record, now, at, until, pending)
-        planned += await self._devices(notice, record, challenge, now, until, pending)
+        planned += self._pushes(devices, notice, record, challenge, now, until, pending)
         await self._store.plan_deliveries(planned[:MOST_MESSAGES], now)
 
     # -- who ----------------------------------------------------------------------------------------------------------
@@ -192,8 +214,9 @@ class NoticePlanner:
             )
         return planned
 
-    async def _devices(
+    def _pushes(
         self,
+        devices: Sequence[PushDevice],
         notice: Notice,
         record: Mapping[str, object],
         challenge: Challenge | None,
@@ -201,7 +224,6 @@ class NoticePlanner:
         until: datetime,
         pending: str,
     ) -> list[Planned]:
-        devices = await self._all_devices()
         if not devices:
             return []
         people = self._audience(notice, challenge)

@@ -100,9 +100,8 @@ class DeliveryCase(SynchronousTestCase):
     def follow(self) -> None:
         """Plan what has been recorded since, as the follower would, and let the dispatcher look."""
         records = self.world.store.log.records
-        while self.planned < len(records):
-            now_result(self.planner.plan(parse_record(records[self.planned].plain)))
-            self.planned += 1
+        now_result(self.planner.plan(*(parse_record(record.plain) for record in records[self.planned :])))
+        self.planned = len(records)
         self.dispatcher.heard(Live(event="deliveries_planned", username=""))
 
     def create(self, **more: Any) -> Challenge:
@@ -195,6 +194,39 @@ class PlanTests(DeliveryCase):
         self.world.clock.advance(2 * 3600)
         self.follow()
         self.assertEqual((self.messenger.sent, self.log()), ([], []))
+
+    def test_nobody(self) -> None:
+        """Where nobody is told of anything, events cost no look at their requests; where somebody is, one each."""
+        asked: list[str] = []
+        works, devices = self.world.store.challenge_by_code, self.world.store.push_devices
+
+        async def counted(code: str) -> Challenge | None:
+            asked.append(code)
+            return await works(code)
+
+        async def counted_devices(*arguments: Any, **options: Any) -> list[PushDevice]:
+            asked.append("devices")
+            return await devices(*arguments, **options)
+
+        self.patch(self.world.store, "challenge_by_code", counted)
+        self.patch(self.world.store, "push_devices", counted_devices)
+        for configuration in (Configuration(), Configuration(channels=(OPS,), routes=(Route(channels=("ops",)),))):
+            self.configuration = configuration
+            asked.clear()
+            drafts = [Draft(username="alice", hostname=f"web0{number}") for number in range(3)]
+            made = [now_result(self.world.challenges.create(draft, GLOBAL, "192.0.2.1")) for draft in drafts]
+            self.follow()
+            codes = [one.challenge.user_code for one in made] if configuration.channels else []
+            self.assertEqual((asked, len(self.messenger.sent)), (["devices", *codes], len(codes)))
+
+    def test_nobody_any_more(self) -> None:
+        """A message that waits goes once its request is decided, also when the last channel is gone."""
+        self.messenger.answers = [DeliveryFailed("away", retry_after=60)]
+        challenge = self.create()
+        self.configuration = Configuration()
+        now_result(self.world.decisions.reject(self.world.caller("alice"), challenge.id))
+        self.follow()
+        self.assertEqual(self.log(), [("ops", "skipped", "decided before it was sent")])
 
     def test_policy_channels(self) -> None:
         """The channels of the policy are told too."""
