@@ -337,8 +337,17 @@ def build_directory(around: Surroundings, trust: Trust) -> DirectoryParts:
         journal=around.journal,
     )
     directory.subscribe(demotions.heard)
-    departures = Departures(directory=directory, store=around.store, now=around.now, journal=around.journal)
+    departures = Departures(
+        directory=directory,
+        store=around.store,
+        clock=clock,
+        now=around.now,
+        monotonic=around.monotonic,
+        journal=around.journal,
+    )
     directory.subscribe(departures.heard)
+    roster = Roster(directory, lambda: settings.admin_groups, clock=clock, monotonic=around.monotonic)
+    directory.subscribe(roster.heard)
     settler = MemorySettler(clock)
     directory.subscribe(settler.heard)
     listeners = _listeners(around, trust, directory, filler)
@@ -367,7 +376,7 @@ def build_directory(around: Surroundings, trust: Trust) -> DirectoryParts:
         departures=departures,
         settler=settler,
         checks=_checks(directory, listeners, pocketid),
-        roster=Roster(directory, lambda: settings.admin_groups),
+        roster=roster,
     )
 
 

@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -516,8 +516,8 @@ def build(settings: Settings, reactor: Any, *, give_up: Callable[[str], None] | 
     def disabled(username: str) -> bool:
         return directory is not None and directory.roster.disabled(username)
 
-    def roster() -> list[Approver]:
-        return directory.roster.approvers(policies().approver_groups) if directory is not None else []
+    def roster() -> Sequence[Approver]:
+        return directory.roster.approvers(policies().approver_groups) if directory is not None else ()
 
     def directory_groups(username: str) -> frozenset[str] | None:
         return directory.roster.groups_of(username) if directory is not None else None

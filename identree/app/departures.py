@@ -5,14 +5,16 @@ People whose account is disabled, or who are gone from the directory, lose their
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from identree.app.demotions import ServedDirectory
 from identree.app.journal import Journal
-from identree.app.ports import Now
+from identree.app.ports import Monotonic, Now
+from identree.app.slices import sliced
 from identree.core.challenge import UNKNOWN_HOST, HistoryEntry, Live
 from identree.core.errors import StorageUnavailable
 from identree.core.events import SessionRevoked
@@ -22,6 +24,8 @@ from identree.storage.interface import GraceChange, Store
 
 # Sessions that one look goes through at most.
 MOST_SESSIONS = 10_000
+# People that are gone through in one step.
+STEP = 1000
 
 
 class Departures:
@@ -32,10 +36,21 @@ class Departures:
 
     _log = Logger(namespace="identree")
 
-    def __init__(self, *, directory: ServedDirectory, store: Store, now: Now, journal: Journal) -> None:
+    def __init__(
+        self,
+        *,
+        directory: ServedDirectory,
+        store: Store,
+        clock: IReactorTime,
+        now: Now,
+        monotonic: Monotonic,
+        journal: Journal,
+    ) -> None:
         self._directory = directory
         self._store = store
+        self._clock = clock
         self._now = now
+        self._monotonic = monotonic
         self._journal = journal
         self._done: Source | None = None
         self._working = False
@@ -66,15 +81,13 @@ class Departures:
         return 0
 
     async def _revoke(self, source: Source) -> int:
-        present = frozenset(user.username for user in source.users)
-        disabled = frozenset(user.username for user in source.users if user.disabled)
-        enabled = frozenset(user.username for user in source.users if not user.disabled)
-        # of two people with one name, one who may is enough
-        disabled -= enabled
-        owners = sorted({row.username for row in await self._store.grace_sessions(None, self._now(), MOST_SESSIONS)})
-        gone = [name for name in owners if name not in present or name in disabled]
+        owners = {row.username for row in await self._store.grace_sessions(None, self._now(), MOST_SESSIONS)}
+        if not owners:
+            return 0
+        present, enabled = await sliced(_standing(source, owners), self._clock, self._monotonic)
+        gone = sorted(owners - enabled)
         for name in gone:
-            await self._end(name, "account disabled" if name in disabled else "account removed")
+            await self._end(name, "account disabled" if name in present else "account removed")
         return len(gone)
 
     async def _end(self, username: str, why: str) -> None:
@@ -98,3 +111,18 @@ class Departures:
 
         for name in await self._store.revoke_grace(username, None, now, describe):
             self._journal.info("SESSION_REVOKED", user=username, host=name or UNKNOWN_HOST, reason=why)
+
+
+def _standing(source: Source, usernames: set[str]) -> Generator[None, None, tuple[set[str], set[str]]]:
+    """
+    Which of these the directory has, and which of them may act: of two people with one name, one who may is enough.
+    """
+    present, enabled = set[str](), set[str]()
+    for count, user in enumerate(source.users, 1):
+        if user.username in usernames:
+            present.add(user.username)
+            if not user.disabled:
+                enabled.add(user.username)
+        if count % STEP == 0:
+            yield
+    return present, enabled

@@ -24,7 +24,12 @@ class DepartureTests(SynchronousTestCase):
         self.world.change_rules(grace_period=timedelta(hours=1))
         self.directory: Any = SimpleNamespace(served=None)
         self.departures = Departures(
-            directory=self.directory, store=self.world.store, now=self.world.now, journal=self.world.journal
+            directory=self.directory,
+            store=self.world.store,
+            clock=self.world.clock,
+            now=self.world.now,
+            monotonic=self.world.clock.seconds,
+            journal=self.world.journal,
         )
         for name in ("alice", "bob"):
             for host in ("web01", ""):
