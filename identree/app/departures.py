@@ -63,22 +63,26 @@ class Departures:
         """
         To be called now and then: makes good what could not be stored. Returns how many people lost theirs.
         """
-        served = self._directory.served
-        source = served.source if served is not None else None
-        if source is None or not source.users or self._working or source is self._done:
+        if self._working:
             return 0
-        self._working = True
+        self._working, count = True, 0
         try:
-            count = await self._revoke(source)
-            self._done = source
-            return count
+            # another one may come meanwhile
+            while (source := self._unseen()) is not None:
+                count += await self._revoke(source)
+                self._done = source
         except StorageUnavailable as problem:
             self._log.warn("sudo sessions of people who left could not be ended: {reason}", reason=problem.reason)
         except Exception:
             self._log.failure("sudo sessions of people who left could not be ended")
         finally:
             self._working = False
-        return 0
+        return count
+
+    def _unseen(self) -> Source | None:
+        served = self._directory.served
+        source = served.source if served is not None else None
+        return source if source is not None and source.users and source is not self._done else None
 
     async def _revoke(self, source: Source) -> int:
         owners = {row.username for row in await self._store.grace_sessions(None, self._now(), MOST_SESSIONS)}

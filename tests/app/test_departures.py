@@ -7,6 +7,7 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from identree.app.departures import Departures
@@ -97,6 +98,23 @@ class DepartureTests(SynchronousTestCase):
         self.world.store.revoke_grace = revoke  # type: ignore[method-assign]
         self.assertEqual(now_result(self.departures.look()), 1)
         self.assertEqual(self.owners(), ["alice"])
+
+    def test_meanwhile(self) -> None:
+        """A directory that comes while one is looked at is looked at next, not half a minute later."""
+        waiting, works = Deferred[None](), self.world.store.grace_sessions
+
+        async def slow(*arguments: Any) -> list[GraceSession]:
+            await waiting
+            return await works(*arguments)
+
+        self.world.store.grace_sessions = slow  # type: ignore[method-assign]
+        self.serve(alice=False, bob=False)
+        self.departures.heard(None)  # type: ignore[arg-type]
+        self.serve(alice=True, bob=False)
+        self.departures.heard(None)  # type: ignore[arg-type]
+        waiting.callback(None)
+        self.world.store.grace_sessions = works  # type: ignore[method-assign]
+        self.assertEqual(self.owners(), ["bob"])
 
     def test_same_name(self) -> None:
         """Of two people with one name, one who may is enough."""
