@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hosts import in_turns
+from benchmarks import hosts
 from benchmarks.report import Report, Result
 from benchmarks.server import SETTINGS, served, temporary_directory
 from tests.e2e.server import REPOSITORY, SESSION_SECRET, SHARED_SECRET, free_port
@@ -192,21 +192,9 @@ def added(report: Report) -> None:
         plain = stack.enter_context(served())
         streaming = stack.enter_context(served(there.settings()))
         there.order(1, SINKS)
-        without, within = in_turns(plain, streaming)
-        turns = str(streaming.turns())
+        hosts.added(report, "three network sinks", "sinks", ADDED_MS, plain, streaming)
         # each sink has had something, or nothing was measured
         there.complete()
-    report.add(
-        Result(
-            name="Added to a creation by three network sinks, median",
-            unit="ms",
-            target=ADDED_MS,
-            digits=2,
-            runs=[b - a for a, b in zip(without, within, strict=True)],
-            peer=f"without sinks {statistics.median(without):.2f} ms, with them {statistics.median(within):.2f} ms",
-            reactor=turns,
-        )
-    )
 
 
 # -- while one is away ------------------------------------------------------------------------------------------------

@@ -75,8 +75,12 @@ def _recorded(server: WatchedServer, answered: int) -> None:
         raise RuntimeError(f"{answered} creations were answered, and the audit log has {created}")
 
 
-def in_turns(plain: WatchedServer, other: WatchedServer) -> tuple[list[float], list[float]]:
-    """Medians of a creation in milliseconds, of either server; each round has the two after one another."""
+def added(report: Report, by: str, short: str, target: float, plain: WatchedServer, other: WatchedServer) -> None:
+    """
+    What ``other`` has and ``plain`` has not adds to the median of a creation; each round has the two after one another.
+
+    :param by: what that is, ``short`` in one word. :param target: in milliseconds.
+    """
     stock = {server.port: (creation(*pair) for pair in people()) for server in (plain, other)}
     # the first turns are those of the start
     for port in stock:
@@ -85,7 +89,18 @@ def in_turns(plain: WatchedServer, other: WatchedServer) -> tuple[list[float], l
     medians: dict[int, list[float]] = {port: [] for port in stock}
     for port in itertools.chain.from_iterable([list(stock)] * ROUNDS):
         medians[port].append(_median_ms(port, stock[port]))
-    return medians[plain.port], medians[other.port]
+    without, within = medians[plain.port], medians[other.port]
+    report.add(
+        Result(
+            name=f"Added to a creation by {by}, median",
+            unit="ms",
+            target=target,
+            digits=2,
+            runs=[b - a for a, b in zip(without, within, strict=True)],
+            peer=f"without {short} {statistics.median(without):.2f} ms, with them {statistics.median(within):.2f} ms",
+            reactor=str(other.turns()),
+        )
+    )
 
 
 def _median_ms(port: int, requests: Iterator[bytes]) -> float:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import statistics
 from contextlib import ExitStack
 
-from benchmarks.hosts import in_turns
-from benchmarks.report import Report, Result
+from benchmarks import hosts
+from benchmarks.report import Report
 from benchmarks.server import served, temporary_directory
 from identree.core.policy import MAX_POLICIES
 
@@ -34,16 +33,4 @@ def many(report: Report) -> None:
         governed = stack.enter_context(served({"IDENTREE_APPROVAL_POLICIES_FILE": str(path)}))
         if f"policies={MAX_POLICIES}" not in governed.log:
             raise RuntimeError(f"the server does not say that it has the policies:\n{governed.log}")
-        without, within = in_turns(plain, governed)
-        turns = str(governed.turns())
-    report.add(
-        Result(
-            name=f"Added to a creation by {MAX_POLICIES:,} policies, median",
-            unit="ms",
-            target=ADDED_MS,
-            digits=2,
-            runs=[b - a for a, b in zip(without, within, strict=True)],
-            peer=f"without policies {statistics.median(without):.2f} ms, with them {statistics.median(within):.2f} ms",
-            reactor=turns,
-        )
-    )
+        hosts.added(report, f"{MAX_POLICIES:,} policies", "policies", ADDED_MS, plain, governed)

@@ -141,8 +141,10 @@ how long they live.
 - **Audit events through three sinks**: a process with the server's store, JSON log and sinks, and nothing else of it,
   commits 50 events at a time. Syslog over TCP, and Splunk and Loki with compressed batches of 100, go to one process
   that only counts what arrives; the clock stops when the last sink has the last event and it is in the JSON log.
-- **Added to a creation**: two servers, one of which has the three sinks, are asked in turns, one creation after the
-  other. A run is the difference of the medians of one turn each.
+- **Added to a creation**: two servers, one of which has the three sinks or the policies, are asked in turns, one
+  creation after the other. A run is the difference of the medians of one turn each. Of the policies only the last fits.
+- **Created and told**: the clock runs from the first request, all of which come as fast as the server takes them, until
+  the last message has come to a process that only counts. The server has one channel, a webhook.
 - **Memory while a receiver misses events**: the same process, with nobody on Splunk's port. What counts is how much
   its peak grows after 20,000 events have filled what may be kept in memory.
 - **Health told**: each question on a connection of its own, while the processes of PostgreSQL are stopped and the
